@@ -1,10 +1,29 @@
-"""The one implementation of pixels: an image file becomes a uint8 array here and nowhere else."""
+"""The one implementation of pixels: an image file becomes a uint8 array here and nowhere else.
+
+How a file's own pixels are read is the policy at the head of `decode`; what is then made of them is data,
+a `PreprocessSpec`. The size comes last, and is left alone where it is right already.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
+from PIL import Image
+
+from .decode import ImageSource, decoder_version, load_image, source_name
+
+__all__ = [
+    "ImageSource",
+    "Interpolation",
+    "PreprocessSpec",
+    "decoder_version",
+    "load_image",
+    "preprocess",
+    "source_name",
+]
 
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -25,7 +44,11 @@ class PreprocessSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         color_profile: "ignore" takes the stored values as they are; "srgb" converts an embedded
             ICC profile to sRGB.
         reducing_gap: Pillow's fast reduction before resizing. Changes pixels; None turns it off.
-        draft: lets the JPEG decoder scale down while decoding. Changes pixels; off by default.
+        draft: lets the JPEG decoder scale files and bytes down while decoding, to no less than
+            the resize needs. Changes pixels; off by default.
+
+    Raises:
+        ValueError: fields that contradict each other.
     """
 
     height: Annotated[int, Meta(ge=1, le=65535)]
@@ -39,3 +62,66 @@ class PreprocessSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     color_profile: Literal["ignore", "srgb"] = "ignore"
     reducing_gap: Annotated[float, Meta(ge=1.0)] | None = None
     draft: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resize == "fit" and self.resize_size is not None:
+            raise ValueError(f"resize_size is {self.resize_size}, but resize is 'fit': leave resize_size out")
+        if self.resize == "shorter_side_crop":
+            least = max(self.height, self.width)
+            if self.resize_size is None or self.resize_size < least:
+                raise ValueError(
+                    f"resize_size is {self.resize_size}, expected {least} or more: "
+                    f"a crop of {self.height}x{self.width} must lie inside the resized image"
+                )
+        if self.reducing_gap is not None and self.interpolation == "nearest":
+            raise ValueError("reducing_gap does nothing with interpolation 'nearest': leave one of them out")
+
+
+def preprocess(source: ImageSource, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """The pixels of an image, as the network was trained on.
+
+    Args:
+        source: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W),
+            (H, W, 1) or (H, W, 3) of grey or RGB pixels.
+        spec: what to make of it.
+
+    Returns:
+        uint8 (H, W, C), contiguous, writable and the caller's own; H, W and C as `spec` says.
+
+    Raises:
+        ImageError: no image, damaged, too large, or its pixels have no stated meaning.
+
+    Example:
+        >>> spec = PreprocessSpec(height=224, width=224, channels=3)
+        >>> preprocess("photo.jpg", spec).shape
+        (224, 224, 3)
+    """
+    image = load_image(source, spec)
+    box = _crop_box(image.size, spec)
+    resample = Image.Resampling[spec.interpolation.upper()]
+    resized = image.resize((spec.width, spec.height), resample, box, spec.reducing_gap)
+    return np.array(resized, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
+
+
+def _crop_box(size: tuple[int, int], spec: PreprocessSpec) -> tuple[float, float, float, float]:
+    """What part of an image of `size` (width, height) the result shows, in its own pixels.
+
+    The centre crop's exact pre-image: one resize from it gives what resizing the whole and cropping gives,
+    within one level ("nearest" and "box" may pick the neighbour where a pixel's edge falls on a sample).
+
+    Source: torchvision.transforms, Resize (int size: the longer side is rounded down) and CenterCrop.
+    """
+    width, height = size
+    if spec.resize_size is None:
+        return (0, 0, width, height)
+    short = min(width, height)
+    scaled_width = int(spec.resize_size * width / short)
+    scaled_height = int(spec.resize_size * height / short)
+    left = round((scaled_width - spec.width) / 2)
+    top = round((scaled_height - spec.height) / 2)
+    return (
+        left * width / scaled_width,
+        top * height / scaled_height,
+        min((left + spec.width) * width / scaled_width, width),
+        min((top + spec.height) * height / scaled_height, height),
+    )
