@@ -1,0 +1,56 @@
+"""Puts a bundle together: files, manifest, seal."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shipnet.runtime.bundle import MANIFEST, SEAL, hash_file
+from shipnet.runtime.manifest import FileEntry, Manifest, encode
+
+CARD: Final = "README.md"
+
+
+def list_files(folder: Path) -> tuple[FileEntry, ...]:
+    """Every file below a folder with its size and sha256, sorted by path; manifest and seal left out."""
+    entries = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_file() and relative not in (MANIFEST, SEAL):
+            entries.append(FileEntry(path=relative, size_bytes=path.stat().st_size, sha256=hash_file(path)))
+    return tuple(entries)
+
+
+def seal(folder: Path, manifest: Manifest) -> str:
+    """Writes `manifest.json` and `manifest.sha256`; nothing is added to the bundle after this.
+
+    Args:
+        folder: with every other file in it.
+        manifest: with `files` as `list_files` gives them.
+
+    Returns:
+        The bundle's identity: sha256 of `manifest.json`.
+    """
+    data = encode(manifest)
+    identity = hashlib.sha256(data).hexdigest()
+    (folder / MANIFEST).write_bytes(data)
+    (folder / SEAL).write_text(f"{identity}  {MANIFEST}\n", encoding="ascii")
+    return identity
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file of the bundle lies: its path for the manifest, and on disk while it is staged."""
+
+    relative: str
+    path: Path
+
+
+def place(folder: Path, relative: str, data: bytes) -> Place:
+    """Writes one file of the staged bundle, its folders included."""
+    path = folder / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return Place(relative, path)

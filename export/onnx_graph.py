@@ -1,0 +1,102 @@
+"""The network as an ONNX model: exported, cleaned of what it need not tell, and checked."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Final
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from shipnet.runtime import ParityError
+
+# The newest opset that the exporter writes without converting, and that every onnxruntime since 1.14 reads.
+OPSET: Final = 18
+INPUT: Final = "images"
+OUTPUT: Final = "logits"
+MAX_BATCH: Final = 65_536
+
+
+def to_onnx(network: nn.Module, images: NDArray[np.uint8], *, metadata: dict[str, str]) -> bytes:
+    """Exports a network to one self-contained ONNX model with a dynamic batch axis.
+
+    Args:
+        network: uint8 (N, H, W, C) to float32 logits (N, num_classes), in eval mode.
+        images: uint8 (N, H, W, C), N >= 2, real images to trace with.
+        metadata: what the model says of itself in `metadata_props`.
+
+    Returns:
+        A serialised ONNX model: input "images", output "logits", weights inside.
+
+    Raises:
+        ParityError: the exporter gave a graph that breaks the bundle's rules.
+    """
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            network,
+            (torch.from_numpy(images),),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: batch},),
+            verbose=False,
+        )
+    if program is None:
+        raise ParityError("the ONNX exporter gave no model")
+    model = program.model_proto
+    _strip(model)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    _check_rules(model)
+    return model.SerializeToString()
+
+
+def versions(model: bytes) -> tuple[int, int]:
+    """A serialised model's opset of the default domain, and its IR version."""
+    proto = onnx.load_from_string(model)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    return opset, proto.ir_version
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes stack traces and scopes of the exporting process: they hold local paths."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+
+
+def _check_rules(model: onnx.ModelProto) -> None:
+    """Refuses a graph that TensorRT or a quantiser would misread.
+
+    A uint8 input is allowed there only when a cast is its only consumer; normalisation follows the transpose.
+    """
+    graph = model.graph
+    problems = []
+    consumers = [node.op_type for node in graph.node if INPUT in node.input]
+    if consumers != ["Cast"]:
+        problems.append(f"the input feeds {consumers}, expected one Cast")
+    if [node.op_type for node in graph.node[:2]] != ["Cast", "Transpose"]:
+        problems.append("the graph does not begin with Cast and Transpose")
+    if any(tensor.external_data for tensor in graph.initializer):
+        problems.append("weights lie outside the file")
+    for value, kind in ((graph.input, "input"), (graph.output, "output")):
+        if len(value) != 1:
+            problems.append(f"{len(value)} {kind}s, expected one")
+        elif not value[0].type.tensor_type.shape.dim[0].dim_param:
+            problems.append(f"the {kind}'s batch axis is fixed")
+    if problems:
+        raise ParityError(f"the exported ONNX graph breaks the bundle's rules: {'; '.join(problems)}")

@@ -1,0 +1,196 @@
+"""What will run: everything that can change a decision or a speed, resolved once, in one place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import statistics
+import time
+from typing import Final
+
+import numpy as np
+from msgspec import Struct
+
+from .backends import Backend
+from .backends.ort import PROVIDERS, OrtBackend
+from .bundle import Bundle
+from .errors import DeviceError, UsageError, require
+from .machine import available_cores
+from .manifest import Variant
+from .preprocess import decoder_version
+
+DEVICES: Final = ("auto", *PROVIDERS)
+DEFAULT_BATCH_SIZE: Final = 32
+# Under this, handing work to a second thread costs more than it saves (docs/measurements.md).
+_ONE_THREAD_BELOW_MS: Final = 1.0
+_LIBRARIES: Final = ("shipnet", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu")
+# TF32 rounds the inputs of convolutions to 10 bits, so that the network is not the one that was validated.
+_PROVIDER_OPTIONS: Final[dict[str, dict[str, str]]] = {
+    "cpu": {},
+    "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"},
+}
+
+
+class ExecutionPlan(Struct, frozen=True, kw_only=True):
+    """What runs and on what, as every result file and report carries it.
+
+    Attributes:
+        bundle: the bundle's name.
+        identity: sha256 of the bundle's manifest.
+        precision, file: the variant.
+        device, device_reason: where it runs, and why there.
+        provider, provider_options: of ONNX Runtime.
+        intra_op_threads, threads_reason: threads that one batch uses on the CPU, and why.
+        decode_threads: threads that turn files into pixels.
+        batch_size: images that `predict` and `stream` run at a time.
+        decoder: the libraries that decode images.
+        temperature: the logits are divided by it before softmax.
+        versions: of the libraries that run.
+    """
+
+    bundle: str
+    identity: str
+    precision: str
+    file: str
+    device: str
+    device_reason: str
+    provider: str
+    provider_options: dict[str, str]
+    intra_op_threads: int
+    threads_reason: str
+    decode_threads: int
+    batch_size: int
+    decoder: str
+    temperature: float
+    versions: dict[str, str]
+
+
+def resolve(
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    threads: int | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> tuple[ExecutionPlan, Backend]:
+    """Decides what runs, and opens it.
+
+    Args:
+        bundle: an opened bundle.
+        device: "cpu", "cuda", or "auto": CUDA where it opens, else the CPU.
+        precision: of the variant.
+        threads: that one batch uses on the CPU; None measures and chooses.
+        batch_size: images that `predict` and `stream` run at a time.
+
+    Returns:
+        The plan and the backend that was opened to obey it.
+
+    Raises:
+        UsageError: an unknown device, or a number below one.
+        BundleError: the bundle has no such variant.
+        DeviceError: the device cannot run it, or the variant is not meant for the device.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    _refuse_unknown(device, threads, batch_size)
+    variant = bundle.manifest.variant(precision)
+    model = bundle.read(variant.file)
+    where, reason, backend = _open_device(device, variant, model)
+    decode_threads = available_cores().usable
+    intra_op_threads, threads_reason = 1, "the device computes"
+    if where == "cpu":
+        intra_op_threads, threads_reason = _choose_threads(backend, bundle, threads, decode_threads)
+        if intra_op_threads > 1:
+            backend.close()
+            backend = _open(where, model, intra_op_threads)
+    plan = ExecutionPlan(
+        bundle=bundle.manifest.name,
+        identity=bundle.identity,
+        precision=variant.precision,
+        file=variant.file,
+        device=where,
+        device_reason=reason,
+        provider=PROVIDERS[where],
+        provider_options=_PROVIDER_OPTIONS[where],
+        intra_op_threads=intra_op_threads,
+        threads_reason=threads_reason,
+        decode_threads=decode_threads,
+        batch_size=batch_size,
+        decoder=decoder_version(),
+        temperature=bundle.manifest.temperature,
+        versions=installed_versions(_LIBRARIES),
+    )
+    return plan, backend
+
+
+def installed_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """The versions of those distributions that are installed, by name."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _refuse_unknown(device: str, threads: int | None, batch_size: int) -> None:
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is unknown: choose one of {', '.join(DEVICES)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}, expected at least 1 (or none, to measure and choose)")
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}, expected at least 1")
+
+
+def _open_device(device: str, variant: Variant, model: bytes) -> tuple[str, str, Backend]:
+    """The device that runs the variant, why, and a backend on it (on the CPU: with one thread)."""
+    if device != "auto":
+        if device not in variant.targets:
+            raise DeviceError(
+                f"{variant.precision} is meant for {', '.join(variant.targets)}, not for {device}: "
+                "choose another precision or device"
+            )
+        return device, "asked for", _open(device, model, 1)
+    reason = "auto: this onnxruntime has no CUDA provider"
+    if "cuda" in variant.targets and PROVIDERS["cuda"] in require("onnxruntime").get_available_providers():
+        try:
+            return "cuda", "auto: CUDA opens", _open("cuda", model, 1)
+        except DeviceError as error:
+            reason = f"auto: {error}"
+    if "cpu" not in variant.targets:
+        raise DeviceError(
+            f"{variant.precision} is meant for {', '.join(variant.targets)}, and none opens here ({reason})"
+        )
+    return "cpu", reason, _open("cpu", model, 1)
+
+
+def _open(device: str, model: bytes, threads: int) -> Backend:
+    return OrtBackend.open(
+        model,
+        provider=PROVIDERS[device],
+        provider_options=_PROVIDER_OPTIONS[device],
+        intra_op_threads=threads,
+    )
+
+
+def _choose_threads(backend: Backend, bundle: Bundle, threads: int | None, cores: int) -> tuple[int, str]:
+    """How many threads one batch uses, and why. `backend` is the network on one thread."""
+    if threads is not None:
+        return threads, "asked for"
+    if cores == 1:
+        return 1, "one core is available"
+    spec = bundle.manifest.input
+    image = np.zeros((1, spec.height, spec.width, spec.channels), dtype=np.uint8)
+    latency_ms = _median_ms(backend, image)
+    if latency_ms < _ONE_THREAD_BELOW_MS:
+        return 1, f"measured: one image takes under {_ONE_THREAD_BELOW_MS:g} ms on one thread"
+    return cores, f"measured: one image takes over {_ONE_THREAD_BELOW_MS:g} ms on one thread"
+
+
+def _median_ms(backend: Backend, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> float:
+    """The median latency of five runs after one that warms up, in milliseconds."""
+    samples = []
+    for _ in range(6):
+        start = time.perf_counter_ns()
+        backend.run(images)
+        samples.append((time.perf_counter_ns() - start) / 1e6)
+    return statistics.median(samples[1:])
