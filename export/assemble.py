@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from shipnet.runtime.bundle import MANIFEST, SEAL, hash_file
 from shipnet.runtime.manifest import FileEntry, Manifest, encode
-
-CARD: Final = "README.md"
 
 
 def list_files(folder: Path) -> tuple[FileEntry, ...]:
@@ -38,19 +34,3 @@ def seal(folder: Path, manifest: Manifest) -> str:
     (folder / MANIFEST).write_bytes(data)
     (folder / SEAL).write_text(f"{identity}  {MANIFEST}\n", encoding="ascii")
     return identity
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a file of the bundle lies: its path for the manifest, and on disk while it is staged."""
-
-    relative: str
-    path: Path
-
-
-def place(folder: Path, relative: str, data: bytes) -> Place:
-    """Writes one file of the staged bundle, its folders included."""
-    path = folder / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return Place(relative, path)

@@ -45,7 +45,11 @@ def model_card(manifest: Manifest) -> str:
         "",
         "The classifier knows the classes above and no others: every image gets one of them. Its accuracy holds for",
         "images like those it was validated on. Scores are softmax probabilities"
-        + (", not calibrated." if manifest.temperature == 1.0 else f" at temperature {manifest.temperature:g}."),
+        + (
+            ", not calibrated."
+            if manifest.temperature == 1.0
+            else f" at temperature {manifest.temperature:g}."
+        ),
         "",
     ]
     return "\n".join(lines)

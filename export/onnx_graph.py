@@ -9,9 +9,8 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
-
 from shipnet.runtime import ParityError
+from torch import nn
 
 # The newest opset that the exporter writes without converting, and that every onnxruntime since 1.14 reads.
 OPSET: Final = 18

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-
 from shipnet.runtime import ParityError
 from shipnet.runtime.evaluate import wilson_accuracy
 from shipnet.runtime.manifest import BatchParity, Budget, Parity
@@ -80,7 +79,9 @@ class _Tally:
     worst: list[Disagreement] = field(default_factory=list)
 
 
-def compare_batches(reference: Run, exported: Run, images: Images, batch_sizes: Iterable[int]) -> list[BatchParity]:
+def compare_batches(
+    reference: Run, exported: Run, images: Images, batch_sizes: Iterable[int]
+) -> list[BatchParity]:
     """Compares logits at several batch sizes.
 
     Args:
@@ -128,7 +129,9 @@ def prove(
     for chunk in chunks:
         expected = reference(chunk.images)
         if not np.isfinite(expected).all():
-            raise ParityError("the trained network gives NaN or infinite logits on validation images: train again")
+            raise ParityError(
+                "the trained network gives NaN or infinite logits on validation images: train again"
+            )
         total += len(chunk.images)
         evidence += int(chunk.evidence.sum())
         correct += _correct(expected, chunk)

@@ -131,7 +131,9 @@ class Classifier:
         spec = self.bundle.manifest.input
         shape = (spec.height, spec.width, spec.channels)
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != shape:
-            found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            found = (
+                f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            )
             raise ImageError(
                 f"logits: expected a uint8 array (N, {spec.height}, {spec.width}, {spec.channels}), found {found}: "
                 "use classifier.preprocess(image), or predict(), which takes any image"

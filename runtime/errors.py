@@ -14,6 +14,10 @@ class UsageError(ShipnetError):
     """An option or argument that cannot be meant: an unknown name, a value out of range."""
 
 
+class OutputError(ShipnetError):
+    """A place that cannot be written: no permission, a full disk, something else in the way."""
+
+
 class DataError(ShipnetError):
     """A data set that cannot be trained on or evaluated: empty, one class, an unknown class."""
 

@@ -239,7 +239,9 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
             "run  pip install --upgrade shipnet"
         )
     if type(version) is not int or version < 1:
-        raise BundleError(f"{where}: format_version is {version!r}, expected a number from 1 to {FORMAT_VERSION}")
+        raise BundleError(
+            f"{where}: format_version is {version!r}, expected a number from 1 to {FORMAT_VERSION}"
+        )
     manifest = decode(data, Manifest, where=where)
     problems = _contradictions(manifest)
     if problems:
@@ -254,7 +256,9 @@ def _contradictions(manifest: Manifest) -> list[str]:
     if len(set(labels)) != len(labels):
         problems.append("labels: a label stands twice")
     if manifest.output.num_classes != len(labels):
-        problems.append(f"output.num_classes is {manifest.output.num_classes}, but there are {len(labels)} labels")
+        problems.append(
+            f"output.num_classes is {manifest.output.num_classes}, but there are {len(labels)} labels"
+        )
     if (spec.height, spec.width, spec.channels) != (network.height, network.width, network.channels):
         problems.append("input and preprocess disagree on height, width or channels")
     for field in ("mean", "std"):

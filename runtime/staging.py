@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UsageError
+from .errors import OutputError
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         target: where the folder will stand; its parents are made. A folder already there is replaced.
 
     Raises:
-        UsageError: the place cannot be written.
+        OutputError: the place cannot be written.
     """
     with _translated(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +41,12 @@ def staged_file(target: Path) -> Iterator[Path]:
     """The path of a new file beside `target` that takes its place when the block ends well.
 
     Raises:
-        UsageError: the place cannot be written.
+        OutputError: the place cannot be written.
     """
     with _translated(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
-            raise UsageError(f"{target}: is a folder, expected a file's path")
+            raise OutputError(f"{target}: is a folder, expected a file's path")
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
         os.close(handle)
     staged = Path(name)
@@ -64,11 +64,10 @@ def write_file(target: Path, data: bytes) -> None:
     """Writes a file whole or not at all.
 
     Raises:
-        UsageError: the place cannot be written.
+        OutputError: the place cannot be written.
     """
-    with staged_file(target) as staged:
-        with _translated(target):
-            staged.write_bytes(data)
+    with staged_file(target) as staged, _translated(target):
+        staged.write_bytes(data)
 
 
 @contextmanager
@@ -76,7 +75,7 @@ def _translated(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(
+        raise OutputError(
             f"{target}: cannot be written: {error.strerror or error}: choose another place or free this one"
         ) from error
 

@@ -79,7 +79,9 @@ class OrtBackend:
         try:
             (logits,) = self._session.run([self._output], {self._input: images})
         except Exception as error:  # noqa: BLE001 - the library's errors share no base class
-            raise DeviceError(f"{self._provider}: running a batch of {len(images)} failed: {error}") from error
+            raise DeviceError(
+                f"{self._provider}: running a batch of {len(images)} failed: {error}"
+            ) from error
         return logits  # type: ignore[no-any-return]
 
     def describe(self) -> BackendInfo:

@@ -1,0 +1,5 @@
+"""`python -m shipnet`."""
+
+from .cli import main
+
+main(prog_name="shipnet")
