@@ -13,7 +13,8 @@ def model_card(manifest: Manifest) -> str:
     lines = [
         f"# {manifest.name}",
         "",
-        f"An image classifier: {provenance.arch} with {provenance.parameters:,} parameters, {len(manifest.labels)} classes.",
+        f"An image classifier: {provenance.arch} with {provenance.parameters:,} parameters, "
+        f"{len(manifest.labels)} classes.",
         "",
         f"- **Classes**: {shown}",
         f"- **Input**: any image file; the network sees {spec.height} x {spec.width} pixels, {colour}",
@@ -57,7 +58,8 @@ def model_card(manifest: Manifest) -> str:
 
 def _evidence_table(variants: tuple[Variant, ...]) -> list[str]:
     rows = [
-        "| precision | accuracy (95 % interval) | trained network | other labels than PyTorch | largest logit difference |",
+        "| precision | accuracy (95 % interval) | trained network | other labels than PyTorch "
+        "| largest logit difference |",
         "|---|---|---|---|---|",
     ]
     for variant in variants:
@@ -74,7 +76,7 @@ def _evidence_table(variants: tuple[Variant, ...]) -> list[str]:
 def _evidence_notes(manifest: Manifest) -> list[str]:
     parity = manifest.variants[0].parity
     return [
-        f"Labels were compared on {parity.images:,} validation images, accuracy measured on the {parity.accuracy.images:,} "
-        "of them",
-        "that chose nothing. The interval is Wilson's.",
+        f"Labels were compared on {parity.images:,} validation images, accuracy was measured on those "
+        f"{parity.accuracy.images:,}",
+        "of them that no choice was made on. The interval is Wilson's.",
     ]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .bundle import Bundle
@@ -69,6 +68,26 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
             bar.update(task, advance=1, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield advance
+
+
+@contextmanager
+def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each kind of work, one below the other, gone when done and absent without a terminal.
+
+    Yields:
+        What to call with the work's name, how much of it is done, and how much there is.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield update
 
 
 def plan_line(plan: ExecutionPlan) -> str:
@@ -141,6 +160,3 @@ def _evidence(opened: Bundle) -> Table:
     return rows
 
 
-def saved(path: Path) -> None:
-    """Says where a result went."""
-    note(f"wrote {path}")
