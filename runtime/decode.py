@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "MPO", "JPEG2000", "AVIF", "ICO", "QOI")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "ICO", "QOI")
 _MAX_SIDE = 65_535  # the resampling filter's table grows with the side
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
