@@ -1,0 +1,61 @@
+"""Which device trains. Strict: what is asked for runs there, or nothing runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from shipnet.runtime.errors import DeviceError
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenDevice:
+    """A device and why it was taken.
+
+    Attributes:
+        device: for torch.
+        description: the hardware in words.
+    """
+
+    device: torch.device
+    description: str
+
+
+def choose_device(asked: str) -> ChosenDevice:
+    """Resolves "auto" (CUDA, then MPS, then the CPU) or checks the device that was asked for.
+
+    Raises:
+        DeviceError: it is not there; the message says what to do.
+    """
+    if asked == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return ChosenDevice(torch.device(kind), f"{_describe(torch.device(kind))} (auto)")
+    device = torch.device(asked)
+    if device.type == "cuda":
+        _check_cuda(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(
+            "device 'mps' needs macOS on Apple silicon and a torch built for it: use  --device cpu"
+        )
+    return ChosenDevice(device, _describe(device))
+
+
+def _check_cuda(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = (
+            f"torch {torch.__version__} is built for CUDA {built} but finds no GPU: check nvidia-smi"
+            if built
+            else f"torch {torch.__version__} is built without CUDA: install a CUDA build (https://pytorch.org)"
+        )
+        raise DeviceError(f"device {str(device)!r} is not available: {reason}, or use  --device cpu")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {str(device)!r}: this machine has {torch.cuda.device_count()} GPU(s), from cuda:0"
+        )
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

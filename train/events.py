@@ -1,0 +1,60 @@
+"""What a training run reports while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The data is read and the network stands.
+
+    Attributes:
+        device: the hardware, and whether it was chosen automatically.
+        data: the data set's name.
+        steps: optimiser steps in each epoch.
+    """
+
+    arch: str
+    parameters: int
+    device: str
+    data: str
+    train_images: int
+    valid_images: int
+    epochs: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """One optimiser step; both numbers count from 1."""
+
+    epoch: int
+    step: int
+
+
+class EpochDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One pass over the training images, measured on all validation images in fp32.
+
+    Attributes:
+        epoch: counts from 1.
+        train_loss: mean cross-entropy of the augmented training batches, while the weights changed.
+        valid_loss, accuracy: of the weights at the epoch's end.
+        learning_rate: at the epoch's last step.
+        wall_s: seconds, validation included.
+    """
+
+    epoch: int
+    train_loss: float
+    valid_loss: float
+    accuracy: float
+    learning_rate: float
+    wall_s: float
+
+
+Event: TypeAlias = Started | StepDone | EpochDone
+OnEvent: TypeAlias = Callable[[Event], None]
