@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
 from shipnet.runtime.errors import ImageError
 from shipnet.runtime.preprocess import PreprocessSpec, decoder_version, preprocess
 
@@ -32,11 +31,12 @@ def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Im
 
 
 def resize_then_crop(image: Image.Image, wanted: PreprocessSpec) -> np.ndarray:
-    """torchvision's Resize(size) and CenterCrop, written out with Pillow."""
+    """torchvision's Resize(size) and CenterCrop, written out with Pillow, the horizontal pass first."""
     assert wanted.resize_size is not None
     short = min(image.size)
     width, height = (int(wanted.resize_size * side / short) for side in image.size)
-    whole = image.resize((width, height), Image.Resampling[wanted.interpolation.upper()])
+    resample = Image.Resampling[wanted.interpolation.upper()]
+    whole = image.resize((width, image.height), resample).resize((width, height), resample)
     left, top = round((width - wanted.width) / 2), round((height - wanted.height) / 2)
     return np.asarray(whole.crop((left, top, left + wanted.width, top + wanted.height)))
 
@@ -105,9 +105,12 @@ class TestPixels:
         cropped = preprocess(larger, crop_spec(8, 8, 10, interpolation=interpolation))
         assert np.array_equal(cropped, np.asarray(larger)[1:9, 2:10])
 
-    def test_fit_is_a_plain_resize(self) -> None:
-        image = noise(31, 17)
-        expected = image.resize((8, 8), Image.Resampling.BICUBIC)
+    @pytest.mark.parametrize("size", [(31, 17), (17, 31), (6, 200), (200, 6)])
+    def test_fit_passes_horizontally_first_on_every_pillow(self, size: tuple[int, int]) -> None:
+        image = noise(*size)
+        expected = image.resize((8, size[1]), Image.Resampling.BICUBIC).resize(
+            (8, 8), Image.Resampling.BICUBIC
+        )
         assert np.array_equal(preprocess(image, spec(interpolation="bicubic")), np.asarray(expected))
 
     def test_reducing_gap_reaches_pillow(self) -> None:
