@@ -108,8 +108,9 @@ def preprocess(source: ImageSource, spec: PreprocessSpec) -> NDArray[np.uint8]:
 def _crop_box(size: tuple[int, int], spec: PreprocessSpec) -> tuple[float, float, float, float]:
     """What part of an image of `size` (width, height) the result shows, in its own pixels.
 
-    The centre crop's exact pre-image: resizing from it gives what resizing the whole and cropping gives, within
-    one level ("nearest" and "box" pick the neighbour where a rounding decides on which side of an edge they are).
+    The centre crop's exact pre-image: resizing from it gives what resizing the whole and cropping gives, within one
+    level on photographs and two on noise ("nearest" and "box" pick the neighbour where a rounding decides on which
+    side of an edge they are).
 
     Source: torchvision.transforms, Resize (int size: the longer side is rounded down) and CenterCrop.
     """

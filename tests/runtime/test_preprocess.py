@@ -86,7 +86,7 @@ class TestPixels:
     ) -> None:
         wanted = crop_spec(*out, max(out) + extra, interpolation=interpolation)
         image = noise(width, height)
-        assert difference(preprocess(image, wanted), resize_then_crop(image, wanted)) <= 1
+        assert difference(preprocess(image, wanted), resize_then_crop(image, wanted)) <= 2
 
     @pytest.mark.parametrize("interpolation", ["nearest", "box"])
     @pytest.mark.parametrize("size", [(500, 375), (333, 500), (225, 1000)])
