@@ -68,7 +68,7 @@ def train(model: Deployable, feed: Feed, config: TrainConfig, notify: OnEvent) -
             with bf16:
                 loss = functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             learning_rate = float(schedule.get_last_lr()[0])
             schedule.step()

@@ -1,0 +1,100 @@
+"""The command-line options of a training run, for every command that trains."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+from shipnet.runtime.errors import UsageError
+
+from .config import ARCHITECTURES, BUILT_IN, DataConfig, TrainConfig
+
+Command = Callable[..., Any]
+_DATA_FIELDS = {
+    "data": "data",
+    "data_root": "data_root",
+    "val_fraction": "val_fraction",
+    "image_size": "image_size",
+}
+_DATA_FIELDS["split_seed"] = "seed"
+_TRAIN_FIELDS = tuple(field for field in TrainConfig.__struct_fields__ if field != "data")
+
+_OPTIONS = (
+    click.option(
+        "--data",
+        default="digits",
+        show_default=True,
+        help=f"Folder of images, or one of: {', '.join(BUILT_IN)}.",
+    ),
+    click.option(
+        "--data-root", help="Where a built-in data set's files lie [default: SHIPNET_DATA, else downloaded]"
+    ),
+    click.option(
+        "--val-fraction",
+        type=float,
+        default=0.2,
+        show_default=True,
+        help="Share of each class that validates, where the data is not divided.",
+    ),
+    click.option("--split-seed", type=int, default=0, show_default=True, help="Of that division."),
+    click.option(
+        "--image-size", type=int, help="Side of the network's input in pixels [default: from the data]"
+    ),
+    click.option(
+        "--arch",
+        help=f"One of: {', '.join(ARCHITECTURES)} [default: mnist_resnet for small images, else resnet18]",
+    ),
+    click.option("--epochs", type=int, help="Passes over the training images [default: from the data]"),
+    click.option("--max-lr", type=float, help="Peak of the one-cycle learning rate [default: from the data]"),
+    click.option("--batch-size", type=int, help="Images per step [default: from the data]"),
+    click.option(
+        "--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled, on weights alone."
+    ),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of initial weights, order, augmentation."
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--mean", help="Per channel in [0, 1], such as 0.485,0.456,0.406 [default: the data's]"),
+    click.option("--std", help="Per channel, in the same unit [default: the data's]"),
+    click.option(
+        "--flip/--no-flip", default=None, help="Mirror at random [default: photographs and cifar10]"
+    ),
+    click.option(
+        "--workers", type=int, help="Processes that decode photographs [default: one per CPU, up to 8]"
+    ),
+)
+
+
+def training_options(command: Command) -> Command:
+    """Gives a click command the training options, and their values as one argument `config`.
+
+    Example:
+        >>> @click.command()
+        ... @training_options
+        ... def train(config: TrainConfig) -> None: ...
+    """
+
+    @functools.wraps(command)
+    def with_config(**values: Any) -> Any:
+        own = {name: values.pop(name) for name in (*_DATA_FIELDS, *_TRAIN_FIELDS)}
+        for field in ("mean", "std"):
+            own[field] = _numbers(field, own[field])
+        data = DataConfig(**{field: own[option] for option, field in _DATA_FIELDS.items()})
+        config = TrainConfig(data=data, **{field: own[field] for field in _TRAIN_FIELDS})
+        return command(config=config, **values)
+
+    decorated: Command = with_config
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def _numbers(field: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"{field} is {text!r}; expected a number per channel, separated by commas"
+        ) from error
