@@ -34,10 +34,12 @@ from __future__ import annotations
 import functools
 import io
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +127,7 @@ def decoder_version() -> str:
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes, spec: PreprocessSpec) -> Iterator[Image.Image]:
     """The image of a file or its bytes, header read, pixels not."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:  # noqa: PTH123
+    with io.BytesIO(source) if isinstance(source, bytes) else _open_file(source) as stream:
         if not stream.read(1):
             raise ImageError("is empty (0 bytes): replace the file")
         with Image.open(stream, formats=_readable_formats()) as image:
@@ -141,6 +143,14 @@ def _opened(source: str | os.PathLike[str] | bytes, spec: PreprocessSpec) -> Ite
                 turned = spec.exif_orientation and _orientation(image) >= 5
                 image.draft(None, size[::-1] if turned else size)
             yield image
+
+
+def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file for reading; a pipe would make the reader wait for ever."""
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ImageError("is no regular file but a pipe, socket or device")
+    return Path(path).open("rb")
 
 
 @functools.cache
