@@ -47,7 +47,16 @@ WEIGHTS: Final = "interop/weights.safetensors"
 EVIDENCE: Final = "evidence/parity.json"
 REPORT: Final = "parity-report.json"
 _CHUNK: Final = 64
-_LIBRARIES: Final = ("shipnet", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+_LIBRARIES: Final = (
+    "shipnet",
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+)
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -136,7 +145,6 @@ def export(
     target = Path(out) if out is not None else opened.path.parent / "bundle"
     _refuse_strangers(target)
     job = _prepare(opened, config or ExportConfig(), on_progress or _no_progress)
-    (target.parent / REPORT).unlink(missing_ok=True)
     with staged_folder(target) as folder:
         _write_formats(folder, job)
         report = _prove(folder, job)
@@ -145,6 +153,7 @@ def export(
             raise ParityError(_complaint(report, target.parent / REPORT), report)
         _write(folder, EVIDENCE, encode(report))
         _finish(folder, job, report)
+    (target.parent / REPORT).unlink(missing_ok=True)  # of an earlier export that failed
     return Bundle.open(target)
 
 
@@ -161,7 +170,9 @@ def _prepare(run: Run, config: ExportConfig, on_progress: OnProgress) -> _Job:
         )
     _, evidence = split_halves(data.valid.labels, config.split_seed)
     if len(evidence) < 2:
-        raise DataError(f"{data.name}: {len(data.valid)} validation images are too few to prove anything: add images")
+        raise DataError(
+            f"{data.name}: {len(data.valid)} validation images are too few to prove anything: add images"
+        )
     on_progress("data", 1, 1)
     shuffled = np.random.default_rng(config.split_seed).permutation(evidence)
     return _Job(run, config, data, run.network().eval(), shuffled, on_progress)
@@ -169,8 +180,14 @@ def _prepare(run: Run, config: ExportConfig, on_progress: OnProgress) -> _Job:
 
 def _refuse_strangers(target: Path) -> None:
     """Only a bundle may be replaced by a bundle."""
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target}: something that is no bundle stands there: choose another --out or remove it")
+    if (
+        target.exists()
+        and not (target / MANIFEST).is_file()
+        and (not target.is_dir() or any(target.iterdir()))
+    ):
+        raise BundleError(
+            f"{target}: something that is no bundle stands there: choose another --out or remove it"
+        )
 
 
 def _write_formats(folder: Path, job: _Job) -> None:
@@ -300,7 +317,9 @@ def _provenance(job: _Job) -> Provenance:
 
 
 def _complaint(report: ParityReport, where: Path) -> str:
-    found = "; ".join(f"{entry.format}: {', '.join(entry.breaches)}" for entry in report.formats if entry.breaches)
+    found = "; ".join(
+        f"{entry.format}: {', '.join(entry.breaches)}" for entry in report.formats if entry.breaches
+    )
     return f"the exported network is not the trained one, no bundle was written: {found}: see {where}"
 
 

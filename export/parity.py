@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 from shipnet.runtime import ParityError
-from shipnet.runtime.evaluate import wilson_accuracy
+from shipnet.runtime.accuracy import accuracy
 from shipnet.runtime.manifest import BatchParity, Budget, Parity
 
 Images = NDArray[np.uint8]
@@ -138,7 +138,7 @@ def prove(
         scale = max(scale, float(np.abs(expected).max()))
         for name, run in formats.items():
             _count(tallies[name], chunk, expected, run(chunk.images), labels)
-    reference_accuracy = wilson_accuracy(correct, evidence)
+    reference_accuracy = accuracy(correct, evidence)
     reports = []
     for name, tally in tallies.items():
         parity = Parity(
@@ -146,7 +146,7 @@ def prove(
             images=total,
             flips=tally.flips,
             top1_agreement=1.0 - tally.flips / total,
-            accuracy=wilson_accuracy(tally.correct, evidence),
+            accuracy=accuracy(tally.correct, evidence),
             reference_accuracy=reference_accuracy,
         )
         breaches = tuple(_breaches(parity, tally, scale, budget))

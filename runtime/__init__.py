@@ -1,0 +1,40 @@
+"""Classifies images with a bundle, without PyTorch."""
+
+from .bundle import Bundle
+from .classifier import Classifier, Failure, Prediction
+from .errors import (
+    BundleError,
+    DataError,
+    DeviceError,
+    ImageError,
+    MissingExtraError,
+    OutputError,
+    ParityError,
+    ShipnetError,
+    TrainingError,
+    UsageError,
+)
+from .manifest import Manifest
+from .plan import ExecutionPlan
+from .preprocess import PreprocessSpec, preprocess
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Classifier",
+    "DataError",
+    "DeviceError",
+    "ExecutionPlan",
+    "Failure",
+    "ImageError",
+    "Manifest",
+    "MissingExtraError",
+    "OutputError",
+    "ParityError",
+    "Prediction",
+    "PreprocessSpec",
+    "ShipnetError",
+    "TrainingError",
+    "UsageError",
+    "preprocess",
+]

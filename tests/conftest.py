@@ -10,7 +10,9 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-goldens", action="store_true", help="rewrite the files that tests compare with")
+    parser.addoption(
+        "--update-goldens", action="store_true", help="rewrite the files that tests compare with"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,9 @@ def test_a_bundle_opens_and_its_manifest_round_trips(digits_bundle: Path) -> Non
     assert bundle.size_bytes == sum(
         path.stat().st_size
         for path in digits_bundle.rglob("*")
-        if path.is_file() and path.parent / path.name not in (digits_bundle / "manifest.json", digits_bundle / "manifest.sha256")
+        if path.is_file()
+        and path.parent / path.name
+        not in (digits_bundle / "manifest.json", digits_bundle / "manifest.sha256")
     )
 
 
@@ -94,7 +96,10 @@ def test_a_link_is_refused(bundle_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format_version=FORMAT_VERSION + 1), "this shipnet reads up to 1: run  pip install --upgrade"),
+        (
+            lambda m: m.update(format_version=FORMAT_VERSION + 1),
+            "this shipnet reads up to 1: run  pip install --upgrade",
+        ),
         (lambda m: m.update(format_version=True), "format_version is True"),
         (lambda m: m.update(format_version=0), "format_version is 0"),
         (lambda m: m.update(surprise=1), "unknown field `surprise`"),
@@ -103,11 +108,17 @@ def test_a_link_is_refused(bundle_copy: Path) -> None:
         (lambda m: m["labels"].append("10"), "output.num_classes is 10, but there are 11 labels"),
         (lambda m: m["labels"].__setitem__(1, "0"), "a label stands twice"),
         (lambda m: m["input"].update(height=9), "input and preprocess disagree"),
-        (lambda m: m["normalization"].update(mean=[0.1, 0.2]), r"normalization\.mean: expected one value per channel"),
+        (
+            lambda m: m["normalization"].update(mean=[0.1, 0.2]),
+            r"normalization\.mean: expected one value per channel",
+        ),
         (lambda m: m.update(temperature=0.0), r"`float` > 0\.0.*temperature"),
         (lambda m: m["variants"][0].update(precision="fp16"), "fp32 is missing"),
         (lambda m: m["variants"][0].update(file="../fp32.onnx"), "is named but missing from files"),
-        (lambda m: m["files"][0].update(path="../../etc/passwd"), "'../../etc/passwd' is not a plain path inside"),
+        (
+            lambda m: m["files"][0].update(path="../../etc/passwd"),
+            "'../../etc/passwd' is not a plain path inside",
+        ),
         (lambda m: m["files"][0].update(path="/etc/passwd"), "'/etc/passwd' is not a plain path inside"),
         (lambda m: m["files"][0].update(sha256="0" * 64), "was changed"),
     ],
@@ -166,6 +177,8 @@ def test_plain_paths_are_allowed(path: str) -> None:
     assert is_inside(path)
 
 
-@pytest.mark.parametrize("path", ["", "/a", "a//b", "../a", "a/..", "a/./b", "C:/a", "a\\b", ".git/a", "a/b/c/d", "a\n"])
+@pytest.mark.parametrize(
+    "path", ["", "/a", "a//b", "../a", "a/..", "a/./b", "C:/a", "a\\b", ".git/a", "a/b/c/d", "a\n"]
+)
 def test_paths_that_leave_or_hide_are_refused(path: str) -> None:
     assert not is_inside(path)

@@ -1,0 +1,115 @@
+"""The comparison sees what it must see, and counts it right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from shipnet.export.parity import Chunk, ParityReport, compare_batches, prove
+from shipnet.runtime import ParityError
+from shipnet.runtime.manifest import Budget
+
+Images = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+BUDGET = Budget(max_relative_difference=1e-4, max_flip_rate=0.0)
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), dtype=np.uint8)
+
+
+def linear(images: Images) -> Logits:
+    """Three logits of four pixels, each image by itself."""
+    weights = np.arange(-6, 6, dtype=np.float32).reshape(4, 3)
+    return images.reshape(len(images), 4).astype(np.float32) @ weights
+
+
+TRUTH = linear(IMAGES).argmax(1)
+
+
+def chunks() -> Iterator[Chunk]:
+    evidence = np.arange(50) % 2 == 0
+    for first in range(0, 50, 20):
+        part = slice(first, first + 20)
+        yield Chunk(first, IMAGES[part], TRUTH[part], evidence[part])
+
+
+def report(found: object) -> ParityReport:
+    batches = {"other": compare_batches(linear, found, IMAGES, (1, 7, 50))}  # type: ignore[arg-type]
+    return prove(
+        linear,
+        {"other": found},  # type: ignore[dict-item]
+        chunks(),
+        batches=batches,
+        labels=("a", "b", "c"),
+        budget=BUDGET,
+    )
+
+
+def test_the_same_network_has_nothing_to_report() -> None:
+    (entry,) = report(linear).formats
+    assert entry.breaches == ()
+    assert (entry.parity.images, entry.parity.flips, entry.parity.top1_agreement) == (50, 0, 1.0)
+    assert (entry.parity.accuracy.images, entry.parity.accuracy.correct) == (25, 25)
+    assert entry.parity.accuracy == entry.parity.reference_accuracy
+    assert [row.batch_size for row in entry.parity.batches] == [1, 7, 50]
+    assert {row.max_difference for row in entry.parity.batches} == {0.0}
+
+
+def test_a_difference_is_measured_against_the_scale() -> None:
+    scale = float(np.abs(linear(IMAGES)).max())
+    (row,) = compare_batches(linear, lambda images: linear(images) + np.float32(8.0), IMAGES, (10,))
+    assert row.max_difference == row.mean_difference == 8.0
+    assert row.max_relative_difference == pytest.approx(8.0 / scale)
+    (entry,) = report(lambda images: linear(images) + np.float32(8.0)).formats
+    assert any("of their scale over 50 images, budget 0.0001" in breach for breach in entry.breaches)
+    assert entry.parity.flips == 0
+
+
+def test_a_flip_is_counted_and_shown_first() -> None:
+    def swapped(images: Images) -> Logits:
+        logits = linear(images)
+        if len(images) == 20 and np.array_equal(images, IMAGES[20:40]):
+            logits[3] = logits[3][[1, 2, 0]]
+        return logits
+
+    (entry,) = report(swapped).formats
+    assert entry.parity.flips == 1
+    assert entry.parity.top1_agreement == pytest.approx(0.98)
+    assert any("1 of 50 images get another label (2.000%), budget 0.000%" in b for b in entry.breaches)
+    assert entry.worst[0].index == 23
+    assert entry.worst[0].reference_label != entry.worst[0].exported_label
+    assert entry.worst[0].reference_label == entry.worst[0].true_label
+
+
+def test_a_network_that_depends_on_its_batch_is_caught_by_batch_size() -> None:
+    def centred(images: Images) -> Logits:
+        return linear(images) - linear(images).mean(axis=0, keepdims=True)
+
+    (entry,) = report(centred).formats
+    assert any("at batch size 1 logits differ" in breach for breach in entry.breaches)
+    assert any("at batch size 7 logits differ" in breach for breach in entry.breaches)
+
+
+def test_nan_is_a_breach_and_never_a_small_difference() -> None:
+    def broken(images: Images) -> Logits:
+        logits = linear(images)
+        logits[0, 0] = np.nan
+        return logits
+
+    (entry,) = report(broken).formats
+    assert any("logits are NaN or infinite" in breach for breach in entry.breaches)
+    (row,) = compare_batches(linear, broken, IMAGES, (25,))
+    assert row.not_finite == 2
+
+
+def test_sizes_above_the_images_are_left_out() -> None:
+    assert [row.batch_size for row in compare_batches(linear, linear, IMAGES, (1, 64))] == [1]
+
+
+def test_a_reference_that_is_not_finite_proves_nothing() -> None:
+    def broken(images: Images) -> Logits:
+        return np.full((len(images), 3), np.nan, np.float32)
+
+    with pytest.raises(ParityError, match="the trained network gives NaN"):
+        prove(broken, {}, chunks(), batches={}, labels=("a", "b", "c"), budget=BUDGET)

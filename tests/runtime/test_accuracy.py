@@ -1,0 +1,25 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shipnet.runtime.accuracy import accuracy, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_published_values(correct: int, images: int, low: float, high: float) -> None:
+    assert wilson_interval(correct, images) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10**7).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_share(pair: tuple[int, int]) -> None:
+    found = accuracy(*pair)
+    assert 0.0 <= found.low <= found.accuracy <= found.high <= 1.0
+
+
+def test_all_right_is_no_certainty() -> None:
+    assert accuracy(10, 10).low == pytest.approx(0.7225, abs=5e-4)
+    assert accuracy(10, 10).high == 1.0
