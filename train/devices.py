@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +42,17 @@ def choose_device(asked: str) -> ChosenDevice:
     return ChosenDevice(device, _describe(device))
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Has torch compute on the CPU with that many threads, then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _check_cuda(device: torch.device) -> None:
     if not torch.cuda.is_available():
         built = torch.version.cuda
@@ -58,4 +71,4 @@ def _check_cuda(device: torch.device) -> None:
 def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
-    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    return str(device)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 from shipnet.runtime.errors import UsageError
+from shipnet.runtime.machine import available_cores
 
-from .config import TrainConfig
+from .config import SMALL_NETS, TrainConfig
 from .images import Dataset
+
+# Peaks of one cycle with AdamW, found by trying; the small networks, all batch norm, take a high one.
+SMALL_NET_LR = 0.05
+RESNET_LR = 2e-3
+LEAST_STEPS = 1_320
+LEAST_PIXELS_TO_SHARE = 16_384  # in one batch
 
 
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
@@ -26,33 +31,43 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         )
     if config.batch_size is not None and config.batch_size > count:
         raise UsageError(f"batch_size is {config.batch_size}, but {dataset.name} has {count} training images")
+    arch = config.arch or ("mnist_resnet" if small else "resnet18")
+    batch_size = config.batch_size or _batch_size(count, small=small)
     return msgspec.structs.replace(
         config,
-        arch=config.arch or ("mnist_resnet" if small else "resnet18"),
-        epochs=config.epochs or (12 if small else 10),
-        max_lr=config.max_lr or (0.02 if small else 2e-3),
-        batch_size=config.batch_size or _batch_size(count, small=small),
+        arch=arch,
+        epochs=config.epochs or _epochs(count // batch_size, small=small),
+        max_lr=config.max_lr or (SMALL_NET_LR if arch in SMALL_NETS else RESNET_LR),
+        batch_size=batch_size,
         flip=(not small or dataset.name == "cifar10") if config.flip is None else config.flip,
         workers=_workers(config.workers, small=small),
     )
 
 
 def _batch_size(count: int, *, small: bool) -> int:
-    """A power of two that makes some 50 steps an epoch, from 16 up; small images to 256, photographs to 64."""
-    size = 16
-    while size * 100 <= count and size < (256 if small else 64):
+    """A power of two that makes some 100 steps an epoch: small images 64 to 256, photographs 16 to 64."""
+    size, largest = (64, 256) if small else (16, 64)
+    while size < largest and size * 200 <= count:
         size *= 2
     return min(size, count)
+
+
+def _epochs(steps: int, *, small: bool) -> int:
+    """Enough steps to converge. On digits, 22 steps an epoch, 30 epochs reach 96 to 98 %, 60 epochs 97 to 98 %."""
+    return min(max(12, round(LEAST_STEPS / steps)), 60) if small else 20
 
 
 def _workers(asked: int | None, *, small: bool) -> int:
     if small:
         return 0
-    return min(8, available_cpus()) if asked is None else asked
+    return min(8, available_cores().usable) if asked is None else asked
 
 
-def available_cpus() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cpu_threads(config: TrainConfig, dataset: Dataset) -> int:
+    """How many threads a step on the CPU uses; `config` as `resolve` gives it.
+
+    One where a batch is so small that threads mostly wait for each other: at 64 images of 8x8 pixels
+    one thread trains as fast as two on an idle machine, and 17 times as fast beside a busy neighbour.
+    """
+    batch_pixels = int(config.batch_size or 1) * dataset.spec.height * dataset.spec.width
+    return 1 if batch_pixels < LEAST_PIXELS_TO_SHARE else available_cores().usable

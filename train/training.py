@@ -20,7 +20,7 @@ from . import channel_stats, provenance, recipe
 from .architectures import build
 from .config import BUILT_IN, TrainConfig
 from .data import load_data
-from .devices import ChosenDevice, choose_device
+from .devices import ChosenDevice, choose_device, threads
 from .events import EpochDone, OnEvent, Started
 from .feeds import open_feed
 from .images import Dataset
@@ -39,7 +39,14 @@ class _Job:
     dataset: Dataset
     device: ChosenDevice
     normalization: Normalization
+    threads: int
     started: float
+
+    @property
+    def hardware(self) -> str:
+        """What computes, in words."""
+        on_cpu = self.device.device.type == "cpu"
+        return f"{self.device.description}, {self.threads} thread(s)" if on_cpu else self.device.description
 
 
 def fit(
@@ -77,8 +84,10 @@ def fit(
     refuse_strangers(target)
     with staged_folder(target) as folder:
         config = recipe.resolve(_with_absolute_paths(config), dataset)
-        job = _Job(config, dataset, device, _normalization(config, dataset), started)
-        model, history = _train(job, on_event or _ignore)
+        count = recipe.cpu_threads(config, dataset)
+        job = _Job(config, dataset, device, _normalization(config, dataset), count, started)
+        with threads(count):
+            model, history = _train(job, on_event or _ignore)
         weights = encode_weights(model.net.state_dict())
         record = _record(job, model, history=history, weights=weights)
         write_run(folder, record, weights)
@@ -98,7 +107,7 @@ def _train(job: _Job, notify: OnEvent) -> tuple[Deployable, tuple[EpochDone, ...
         Started(
             arch=str(config.arch),
             parameters=count_parameters(model),
-            device=job.device.description,
+            device=job.hardware,
             data=job.dataset.name,
             train_images=len(job.dataset.train),
             valid_images=len(job.dataset.valid),
@@ -168,7 +177,7 @@ def _record(job: _Job, model: Deployable, *, history: tuple[EpochDone, ...], wei
         valid_loss=last.valid_loss,
         history=history,
         warnings=dataset.warnings,
-        device=job.device.description,
+        device=job.hardware,
         versions=provenance.versions(),
         git_commit=provenance.git_commit(),
         wall_s=time.perf_counter() - job.started,
