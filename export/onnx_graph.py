@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from shipnet.runtime import ParityError
 from torch import nn
+
+from shipnet.runtime import ParityError
 
 # The newest opset that the exporter writes without converting, and that every onnxruntime since 1.14 reads.
 OPSET: Final = 18
@@ -55,7 +56,7 @@ def to_onnx(network: nn.Module, images: NDArray[np.uint8], *, metadata: dict[str
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     _check_rules(model)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def versions(model: bytes) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
+
 from shipnet.runtime import ParityError
 from shipnet.runtime.accuracy import accuracy
 from shipnet.runtime.manifest import BatchParity, Budget, Parity

@@ -30,7 +30,7 @@ def to_torchscript(network: nn.Module, images: NDArray[np.uint8]) -> bytes:
     """
     buffer = io.BytesIO()
     with _no_deprecation(), torch.no_grad():
-        traced = torch.jit.trace(network, torch.from_numpy(images), check_trace=False)
+        traced = torch.jit.trace(network, torch.from_numpy(images), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(traced), buffer)
     return _without_debug_records(buffer.getvalue())
 
@@ -59,7 +59,7 @@ def to_pt2(network: nn.Module, images: NDArray[np.uint8]) -> bytes:
 def open_torchscript(path: Path) -> Run:
     """A TorchScript file as a function from uint8 images to logits, on the CPU."""
     with _no_deprecation():
-        module = torch.jit.load(str(path), map_location="cpu")
+        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     return as_function(module)
 
 

@@ -58,7 +58,14 @@ class LazyGroup(click.Group):
         from shipnet.runtime.errors import ShipnetError, UsageError
 
         try:
-            return super().main(args, prog_name, complete_var, standalone_mode, windows_expand_args, **extra)
+            return super().main(
+                args=args,
+                prog_name=prog_name,
+                complete_var=complete_var,
+                standalone_mode=standalone_mode,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
         except ShipnetError as error:
             if not standalone_mode:
                 raise

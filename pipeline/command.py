@@ -55,7 +55,7 @@ def summary(outcome: Outcome) -> list[str]:
     found, worst = parity.accuracy, max(parity.batches, key=lambda row: row.max_relative_difference)
     latency = ", ".join(
         f"{row.median_ms:.3g} ms at batch {row.batch_size} ({row.images_per_s:,.0f} images/s)"
-        for row in report.rows
+        for row in report.batches
     )
     sample = next(iter(sorted((outcome.out / "samples").iterdir())), None)
     return [
@@ -64,7 +64,8 @@ def summary(outcome: Outcome) -> list[str]:
         f"parity    {parity.flips} of {parity.images:,} decisions differ from PyTorch; "
         f"logits differ by {worst.max_relative_difference:.1g} of their scale",
         f"latency   median {latency}",
-        f"size      {model.size_bytes / 1e6:.3g} MB for the model, {outcome.bundle.size_bytes / 1e6:.3g} MB for the bundle",
+        f"size      {model.size_bytes / 1e6:.3g} MB for the model, "
+        f"{outcome.bundle.size_bytes / 1e6:.3g} MB for the bundle",
         f"time      {outcome.wall_s:.0f} s"
         + (f", skipped: {', '.join(outcome.skipped)}" if outcome.skipped else ""),
         "",

@@ -22,7 +22,7 @@ from shipnet.runtime.machine import hardware
 from shipnet.runtime.manifest import decode, encode
 from shipnet.runtime.plan import installed_versions
 from shipnet.runtime.staging import staged_folder, write_file
-from shipnet.runtime.verify import Verification, verify
+from shipnet.runtime.verify import verify
 from shipnet.train import Dataset, TrainConfig, fit, load_data, load_run
 
 from . import __version__

@@ -255,22 +255,23 @@ class Classifier:
     def _run_batch(
         self, batch: list[tuple[ImageSource, Future[NDArray[np.uint8]]]], top_k: int, errors: str
     ) -> Iterator[Prediction | Failure]:
-        outcomes: list[NDArray[np.uint8] | ImageError] = []
-        for _, future in batch:
+        readable: list[ImageSource] = []
+        images: list[NDArray[np.uint8]] = []
+        failures: list[Failure | None] = []
+        for source, future in batch:
             try:
-                outcomes.append(future.result())
+                images.append(future.result())
+                readable.append(source)
+                failures.append(None)
             except ImageError as error:
                 if errors == "raise":
                     raise
-                outcomes.append(error)
-        read = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, np.ndarray)]
-        predictions: dict[int, Prediction] = {}
-        if read:
-            logits = self.logits(np.stack([outcomes[index] for index in read]))
-            found = self._predictions([batch[index][0] for index in read], logits, top_k)
-            predictions = dict(zip(read, found, strict=True))
-        for index, ((source, _), outcome) in enumerate(zip(batch, outcomes, strict=True)):
-            yield Failure(source, outcome) if isinstance(outcome, ImageError) else predictions[index]
+                failures.append(Failure(source, error))
+        predictions = iter(
+            self._predictions(readable, self.logits(np.stack(images)), top_k) if images else ()
+        )
+        for failure in failures:
+            yield next(predictions) if failure is None else failure
 
     def _predictions(
         self, sources: list[ImageSource], logits: NDArray[np.float32], top_k: int
@@ -297,4 +298,5 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     """
     scaled = logits.astype(np.float64) / temperature
     exponentials: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    return exponentials

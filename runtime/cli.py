@@ -133,7 +133,10 @@ def evaluate(
         bundle, device=device, precision=precision, threads=threads, batch_size=batch_size
     ) as classifier:
         render.note(render.plan_line(classifier.plan))
-        evaluation = run(classifier, folder)
+        with render.stage_progress() as on_progress:
+            evaluation = run(
+                classifier, folder, on_progress=lambda done, total: on_progress("evaluate", done, total)
+            )
     render.print_json(evaluation) if as_json else render.evaluation(evaluation)
     if evaluation.unreadable:
         ctx.exit(EXIT_SOME_UNANSWERED)

@@ -280,12 +280,13 @@ def _path_problems(manifest: Manifest) -> list[str]:
     ]
     if len({path.casefold() for path in paths}) != len(paths):
         problems.append("files: a path stands twice")
-    for item in (*manifest.variants, *manifest.interop):
-        folder = "model/" if isinstance(item, Variant) else "interop/"
-        if not item.file.startswith(folder):
-            problems.append(f"{item.file!r}: expected below {folder}")
-        if item.file not in paths:
-            problems.append(f"{item.file!r} is named but missing from files")
+    named = [("model/", variant.file) for variant in manifest.variants]
+    named += [("interop/", item.file) for item in manifest.interop]
+    for folder, file in named:
+        if not file.startswith(folder):
+            problems.append(f"{file!r}: expected below {folder}")
+        if file not in paths:
+            problems.append(f"{file!r} is named but missing from files")
     return problems
 
 

@@ -13,11 +13,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from .bundle import Bundle
-from .manifest import encode
+from .manifest import Parity, encode
 from .plan import ExecutionPlan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .benchmark import BenchReport
+    from .doctor import Report
+    from .evaluate import Evaluation
+    from .folder import Counts
     from .verify import Verification
+
+
+_WIDTH = 120  # of tables that go to a file or a pipe
+_FEW = 10  # rows of a list that may be long; --json has all
 
 
 def note(text: str) -> None:
@@ -33,6 +43,8 @@ def print_json(value: Struct) -> None:
 def show(*parts: Table | str) -> None:
     """Tables and lines for people, on stdout."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
     for part in parts:
         console.print(part, markup=False) if isinstance(part, str) else console.print(part)
 
@@ -138,25 +150,126 @@ def bundle(opened: Bundle) -> None:
 
 def _evidence(opened: Bundle) -> Table:
     """What each file proved against the trained network."""
-    numbers = ("bytes", "accuracy", "95 % interval", "flips", "max difference", "relative")
+    numbers = ("bytes", "accuracy (95 %)", "flips", "logit difference")
     rows = table("evidence", "file", "for", *numbers, numbers=numbers)
     sizes = {entry.path: entry.size_bytes for entry in opened.manifest.files}
-    for item in (*opened.manifest.variants, *opened.manifest.interop):
-        targets = ", ".join(getattr(item, "targets", ())) or "PyTorch"
-        if item.parity is None:
-            rows.add_row(item.file, targets, f"{sizes[item.file]:,}", "", "", "", "", "")
-            continue
-        found = item.parity.accuracy
-        rows.add_row(
-            item.file,
-            targets,
-            f"{sizes[item.file]:,}",
-            f"{found.accuracy:.2%}",
-            f"{found.low:.2%} to {found.high:.2%}",
-            f"{item.parity.flips} of {item.parity.images:,}",
-            f"{max((row.max_difference for row in item.parity.batches), default=0):.2g}",
-            f"{max((row.max_relative_difference for row in item.parity.batches), default=0):.2g}",
-        )
+    for variant in opened.manifest.variants:
+        targets, size = ", ".join(variant.targets), f"{sizes[variant.file]:,}"
+        rows.add_row(variant.file, targets, size, *_parity_cells(variant.parity))
+    for item in opened.manifest.interop:
+        rows.add_row(item.file, "PyTorch", f"{sizes[item.file]:,}", *_parity_cells(item.parity))
     return rows
 
 
+def _parity_cells(parity: Parity | None) -> tuple[str, str, str]:
+    """Accuracy, flips and logit difference; empty for what is not run."""
+    if parity is None:
+        return "", "", ""
+    found = parity.accuracy
+    difference = max((row.max_relative_difference for row in parity.batches), default=0.0)
+    return (
+        f"{found.accuracy:.2%} ({found.low:.2%} to {found.high:.2%})",
+        f"{parity.flips} of {parity.images:,}",
+        f"{difference:.1g} of scale",
+    )
+
+
+def counts_line(counts: Counts, hidden: int, out: Path | None) -> str:
+    """How a classification ended, in one line."""
+    parts = [f"{counts.ok:,} classified"]
+    if counts.errors:
+        parts.append(f"{counts.errors:,} with an error (their rows say why)")
+    if hidden:
+        parts.append(f"{hidden:,} hidden files or folders passed over")
+    if out is not None:
+        parts.append(f"written to {out}")
+    return ", ".join(parts)
+
+
+def evaluation(report: Evaluation) -> None:
+    """Accuracy, classes, confusions and the worst mistakes."""
+    found = report.accuracy
+    numbers = ("images", "correct", "precision", "recall")
+    classes = table("classes", "label", *numbers, numbers=numbers)
+    for result in report.classes:
+        precision, recall = (
+            "" if share is None else f"{share:.2%}" for share in (result.precision, result.recall)
+        )
+        classes.add_row(result.label, f"{result.images:,}", f"{result.correct:,}", precision, recall)
+    parts: list[Table | str] = [
+        f"accuracy {found.accuracy:.2%} ({found.low:.2%} to {found.high:.2%}, 95 % interval), "
+        f"{found.correct:,} of {found.images:,} images",
+        "",
+        classes,
+    ]
+    wrong = sorted(
+        (pair for pair in report.confusion if pair.truth != pair.label), key=lambda pair: -pair.images
+    )
+    if wrong:
+        pairs = table("most confused", "is", "called", "images", numbers=("images",))
+        for pair in wrong[:_FEW]:
+            pairs.add_row(pair.truth, pair.label, f"{pair.images:,}")
+        mistakes = table("surest mistakes", "file", "is", "called", "score", numbers=("score",))
+        for mistake in report.worst[:_FEW]:
+            mistakes.add_row(mistake.path, mistake.truth, mistake.label, f"{mistake.score:.4f}")
+        parts += ["", pairs, "", mistakes]
+    if report.unreadable:
+        unread = table(f"not readable: {len(report.unreadable):,}", "file", "why")
+        for file in report.unreadable[:_FEW]:
+            unread.add_row(file.path, file.error)
+        parts += ["", unread]
+    if report.missing_classes:
+        parts += ["", f"no images of: {', '.join(report.missing_classes)}"]
+    show(*parts)
+
+
+def benchmark(report: BenchReport) -> None:
+    """Latency and throughput, a row a batch size, and what they were measured on."""
+    numbers = ("batch", "runs", "mean ms", "median ms", "p90 ms", "p95 ms", "p99 ms", "images/s")
+    rows = table(report.plan.bundle, *numbers, numbers=numbers)
+    for row in report.batches:
+        times = (row.mean_ms, row.median_ms, row.p90_ms, row.p95_ms, row.p99_ms)
+        rows.add_row(
+            str(row.batch_size),
+            f"{row.runs:,}",
+            *(f"{time:.3f}" for time in times),
+            f"{row.images_per_s:,.0f}",
+        )
+    machine, settings = report.hardware, report.settings
+    gpus = "".join(f", {gpu.name}" for gpu in machine.gpus)
+    show(
+        rows,
+        plan_line(report.plan),
+        f"{settings.measured}; {settings.images}; {settings.warmup} runs to warm up",
+        f"{machine.cpu}, {machine.cores.usable} of {machine.cores.logical} cores{gpus}; {machine.system}; "
+        + ", ".join(f"{name} {version}" for name, version in report.plan.versions.items()),
+    )
+
+
+def doctor(report: Report) -> None:
+    """What runs here, what it runs on, what is broken and what mends it."""
+    engines = table("engines, tried out", "engine", "works", "detail")
+    for engine in report.engines:
+        engines.add_row(engine.name, "yes" if engine.works else "no", engine.detail)
+    machine, cores = report.hardware, report.hardware.cores
+    quota = "no quota" if cores.cgroup_quota is None else f"cgroup quota {cores.cgroup_quota:g}"
+    memory = "unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / 2**30:.1f} GiB"
+    gpus = ", ".join(
+        f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver})" for gpu in machine.gpus
+    )
+    show(
+        engines,
+        "",
+        f"cpu       {machine.cpu} ({', '.join(machine.cpu_flags) or 'no vector instructions known'})",
+        f"cores     {cores.usable} usable of {cores.logical} (affinity {cores.affinity}, {quota})",
+        f"memory    {memory}",
+        f"gpu       {gpus or 'none found'}"
+        + (f", runs CUDA up to {report.driver_cuda}" if report.driver_cuda else ""),
+        f"system    {machine.system}, {machine.python}",
+        f"decoder   {report.decoder}",
+        "versions  " + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+    )
+    for kind, findings in (("problem", report.problems), ("hint", report.hints)):
+        for finding in findings:
+            show(f"{kind}   {finding.what}", f"  mend    {finding.mend}")
+    show("no problems found" if not report.problems else "")

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from shipnet.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent

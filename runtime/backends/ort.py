@@ -78,7 +78,7 @@ class OrtBackend:
         """
         try:
             (logits,) = self._session.run([self._output], {self._input: images})
-        except Exception as error:  # noqa: BLE001 - the library's errors share no base class
+        except Exception as error:  # the library's errors share no base class
             raise DeviceError(
                 f"{self._provider}: running a batch of {len(images)} failed: {error}"
             ) from error
@@ -102,7 +102,8 @@ class OrtBackend:
         strangers = {name for name in info.nodes if name != self._provider}
         if info.provider != self._provider or strangers:
             raise DeviceError(
-                f"{self._provider} was asked for, but the session runs on {', '.join(sorted(strangers)) or info.provider}: "
+                f"{self._provider} was asked for, but the session runs on "
+                f"{', '.join(sorted(strangers)) or info.provider}: "
                 "run  shipnet doctor  to see what this machine can run"
             )
 

@@ -46,9 +46,9 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match=r"file/out: cannot be written: .*choose another place"):
-        with staged_folder(tmp_path / "file" / "out"):
-            pass
+    refused = pytest.raises(OutputError, match=r"file/out: cannot be written: .*choose another place")
+    with refused, staged_folder(tmp_path / "file" / "out"):
+        pass
     with pytest.raises(OutputError, match=r"is a folder, expected a file's path"):
         write_file(tmp_path, b"")
     with pytest.raises(OutputError, match=r"cannot be written"):
