@@ -169,7 +169,9 @@ def _scale_transparency(image: Image.Image) -> None:
     if key is None:
         return
     rawmode = image.tile[0][3]  # type: ignore[attr-defined]
-    if rawmode in ("L;2", "L;4"):
+    if rawmode == "1":
+        image.info["transparency"] = 255 if key else 0
+    elif rawmode in ("L;2", "L;4"):
         image.info["transparency"] = key * (85 if rawmode == "L;2" else 17)
     elif rawmode == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in key)
