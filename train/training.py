@@ -50,7 +50,11 @@ class _Job:
 
 
 def fit(
-    config: TrainConfig, out: str | os.PathLike[str] | None = None, *, on_event: OnEvent | None = None
+    config: TrainConfig,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    on_event: OnEvent | None = None,
+    dataset: Dataset | None = None,
 ) -> Run:
     """Trains a network and writes its run, whole or not at all.
 
@@ -61,6 +65,7 @@ def fit(
         out: the run's folder; None means `artifacts/NAME/run` with the data set's name. A run that
             stands there is replaced when the new one is complete.
         on_event: called with each `Event`, in this thread.
+        dataset: what `load_data(config.data)` gave, where the caller has it already.
 
     Returns:
         The run, as `load_run` would open it.
@@ -79,7 +84,7 @@ def fit(
     """
     started = time.perf_counter()
     device = choose_device(config.device)
-    dataset = load_data(config.data)
+    dataset = dataset or load_data(config.data)
     target = Path(out) if out is not None else Path("artifacts") / dataset.name / "run"
     refuse_strangers(target)
     with staged_folder(target) as folder:
