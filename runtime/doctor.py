@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
 from typing import Final
@@ -24,6 +25,8 @@ _LIBRARIES: Final = (
     *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "torch", "torchvision", "onnx"),
 )
 _TENSORRT: Final = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+# What the loader says in the log of a provider that cannot start; its exception does not tell.
+_MISSING_LIBRARY: Final = re.compile(r"(lib[\w.+-]+\.so[.\d]*): cannot open shared object file")
 
 
 class Engine(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,7 +120,11 @@ def run_probe(name: str, *, timeout_s: float = _TIMEOUT_S) -> Probe:
     except subprocess.TimeoutExpired:
         return Probe(opens=False, reason=f"gave no answer in {timeout_s:g} s")
     if done.returncode == 0:
-        return msgspec.json.decode(done.stdout.splitlines()[-1], type=Probe)
+        result = msgspec.json.decode(done.stdout.splitlines()[-1], type=Probe)
+        missing = _MISSING_LIBRARY.search(done.stderr)
+        if missing is None or result.opens:
+            return result
+        return msgspec.structs.replace(result, reason=f"{missing[1]} cannot be found")
     said = done.stderr.strip().splitlines() or ["without a word"]
     return Probe(opens=False, reason=f"the process that tried it ended with {done.returncode}: {said[-1]}")
 
@@ -144,7 +151,7 @@ def find_problems(facts: Facts) -> list[Finding]:
         problems.append(Finding(what=f"CUDA does not run: {cuda.reason}", mend=_mend_cuda(facts)))
     native = facts.probes[NATIVE_TENSORRT]
     if facts.gpus and _tensorrt(facts) and not native.opens:
-        mend = "pip install --force-reinstall 'shipnet[tensorrt]'"
+        mend = "pip install --upgrade 'shipnet[tensorrt]'"
         problems.append(Finding(what=f"TensorRT does not load: {native.reason}", mend=mend))
     return problems
 
@@ -176,7 +183,7 @@ def _mend_cuda(facts: Facts) -> str:
             f"update the NVIDIA driver, which runs CUDA up to {facts.driver_cuda}, to one for CUDA {built}: "
             "https://www.nvidia.com/drivers"
         )
-    return "pip install --upgrade --force-reinstall 'shipnet[gpu]'"
+    return "pip install --upgrade 'shipnet[gpu]'"
 
 
 def _tensorrt(facts: Facts) -> str | None:

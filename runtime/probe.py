@@ -75,7 +75,7 @@ def _probe_provider(provider: str) -> Probe:
         if not np.array_equal(backend.run(pixels), pixels.astype(np.float32)):
             reason = "gives wrong numbers"
     except ShipnetError as error:
-        reason = str(error)
+        reason = str(error.__cause__ or error)
     return Probe(opens=not reason, reason=reason, listed=listed, cuda=cuda, version=ort.__version__)
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
 from shipnet.runtime.decode import load_image
 from shipnet.runtime.errors import ImageError
 from shipnet.runtime.preprocess import ImageSource, PreprocessSpec, preprocess

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from shipnet.runtime.machine import Gpu, Hardware, available_cores, hardware, parse_gpus
 
 

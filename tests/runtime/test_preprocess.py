@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from shipnet.runtime.errors import ImageError
 from shipnet.runtime.preprocess import PreprocessSpec, decoder_version, preprocess
 
