@@ -24,6 +24,7 @@ from shipnet.runtime.plan import installed_versions
 from shipnet.runtime.staging import staged_folder, write_file
 from shipnet.runtime.verify import verify
 from shipnet.train import Dataset, TrainConfig, fit, load_data, load_run
+from shipnet.train.recipe import resolve
 
 from . import __version__
 
@@ -105,7 +106,7 @@ class _Pipeline:
     def train(self) -> None:
         """Fits the network, unless the same one was fitted on the same images."""
         run = self.out / "run"
-        key = _key(self.config.train, self.data.fingerprint, __version__)
+        key = _key(resolve(self.config.train, self.data), self.data.fingerprint, __version__)
         self._stage("train", key, lambda: _identity(run), self._fit)
 
     def _fit(self) -> None:
