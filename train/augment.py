@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from shipnet.runtime.preprocess import ImageSource, PreprocessSpec, load_image
 from torch import Tensor, nn
 from torchvision.transforms import v2
+
+from shipnet.runtime.preprocess import ImageSource, PreprocessSpec, load_image
 
 # Zero-padding on each side, as a share of it: 3 pixels on MNIST's 28.
 PADDING = 3 / 28

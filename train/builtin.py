@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from shipnet.runtime.errors import DataError, require
+from shipnet.runtime.staging import staged_folder
 
 from .config import DataConfig
 from .idx import find_idx, read_idx
@@ -95,10 +97,10 @@ def _digits() -> _Arrays:
 def _idx_data(config: DataConfig) -> list[_Arrays]:
     folder = _find_idx_folder(config)
     if folder is None:
-        with _downloading(config.data) as cache:
-            dataset_class = getattr(require("torchvision.datasets"), _TORCHVISION[config.data])
-            dataset_class(cache, download=True)
-        folder = cache / _TORCHVISION[config.data] / "raw"
+        dataset_class = getattr(require("torchvision.datasets"), _TORCHVISION[config.data])
+        with _download(config.data) as staged:
+            dataset_class(staged, download=True)
+        folder = _cache() / config.data / _TORCHVISION[config.data] / "raw"
     paths = [find_idx(folder, stem) for stem in _IDX_STEMS]
     missing = [stem for stem, path in zip(_IDX_STEMS, paths, strict=True) if path is None]
     if missing:
@@ -117,7 +119,8 @@ def _idx_data(config: DataConfig) -> list[_Arrays]:
 
 def _find_idx_folder(config: DataConfig) -> Path | None:
     """Where under the root some of the four files lie. A root that holds none falls through to the download."""
-    own = (config.data, f"{_TORCHVISION[config.data]}/raw", ".")
+    layout = f"{_TORCHVISION[config.data]}/raw"
+    own = (config.data, layout, f"{config.data}/{layout}", ".")
     for root in _roots(config):
         for name in own:
             if any(find_idx(root / name, stem) for stem in _IDX_STEMS):
@@ -134,9 +137,9 @@ def _cifar10(config: DataConfig) -> list[_Arrays]:
     homes = [root / name for root in _roots(config) for name in ("cifar10", "CIFAR10", ".")]
     home = next((home for home in homes if (home / _CIFAR_FOLDER).is_dir()), None)
     if home is None:
-        with _downloading(config.data) as cache:
-            dataset_class(cache, download=True)
-        home = cache
+        with _download(config.data) as staged:
+            dataset_class(staged, download=True)
+        home = _cache() / config.data
     try:
         halves = [dataset_class(home, train=train) for train in (True, False)]
     except RuntimeError as error:
@@ -157,16 +160,25 @@ def _cache() -> Path:
 
 
 @contextmanager
-def _downloading(name: str) -> Iterator[Path]:
-    """Names the cache folder, and says where files go by hand when they cannot be fetched."""
-    cache = _cache()
-    logger.info("%s: downloading into %s", name, cache)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        yield cache
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError
-        what = _CIFAR_FOLDER if name == "cifar10" else "the four IDX files (train-images-idx3-ubyte.gz, ...)"
-        raise DataError(
-            f"{name} cannot be downloaded: {error}; put {what} by hand into ROOT/{name}/ "
-            "and give --data-root ROOT, or set SHIPNET_DATA=ROOT"
-        ) from error
+def _download(name: str) -> Iterator[Path]:
+    """A folder beside the cache's that becomes `cache/NAME` when the download is whole.
+
+    Raises:
+        DataError: it cannot be fetched; says where the files go by hand.
+    """
+    target = _cache() / name
+    logger.info("%s: downloading into %s", name, target)
+    with staged_folder(target) as folder:
+        try:
+            yield folder
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError
+            what = (
+                _CIFAR_FOLDER if name == "cifar10" else "the four IDX files (train-images-idx3-ubyte.gz, ...)"
+            )
+            raise DataError(
+                f"{name} cannot be downloaded: {' '.join(str(error).split())}; put {what} by hand into "
+                f"ROOT/{name}/ and give --data-root ROOT, or set SHIPNET_DATA=ROOT"
+            ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from shipnet.runtime.manifest import Normalization
 
 from .images import Dataset, pixels

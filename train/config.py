@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from msgspec import Struct, field
+
 from shipnet.runtime.errors import UsageError
 
 BUILT_IN = ("digits", "mnist", "fashion-mnist", "cifar10")

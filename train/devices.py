@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
 from shipnet.runtime.errors import DeviceError
 
 

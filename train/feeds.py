@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from shipnet.runtime.errors import ShipnetError
-from shipnet.runtime.preprocess import preprocess
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+
+from shipnet.runtime.errors import ShipnetError
+from shipnet.runtime.preprocess import preprocess
 
 from .augment import BatchAugment, augment_photo
 from .config import TrainConfig

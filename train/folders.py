@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from shipnet.runtime.decode import FORMATS
 from shipnet.runtime.errors import DataError, ImageError
 

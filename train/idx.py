@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from shipnet.runtime.errors import DataError
 
 _UNSIGNED_BYTE = 0x08

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from shipnet.runtime.preprocess import PreprocessSpec, preprocess
 
 # Up to this side, images are kept in memory as pixels and augmented in whole batches.

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable
 
 import torch
-from shipnet.runtime.errors import TrainingError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
+
+from shipnet.runtime.errors import TrainingError
 
 from .config import TrainConfig
 from .events import EpochDone, OnEvent, StepDone

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
 from shipnet.runtime.errors import UsageError
 
 from .config import ARCHITECTURES, BUILT_IN, DataConfig, TrainConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+
 from shipnet.runtime.errors import UsageError
 from shipnet.runtime.machine import available_cores
 

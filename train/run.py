@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta, Struct
+
 from shipnet.runtime.errors import BundleError, ShipnetError
 from shipnet.runtime.manifest import Sha256, decode, encode
 from shipnet.runtime.preprocess import PreprocessSpec

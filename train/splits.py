@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from shipnet.runtime.errors import DataError
 
 Indices = NDArray[np.int64]

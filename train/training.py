@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+
 from shipnet.runtime.errors import TrainingError
 from shipnet.runtime.manifest import Normalization
 from shipnet.runtime.staging import staged_folder

@@ -16,14 +16,20 @@ from shipnet.train.config import ARCHITECTURES
 
 
 def test_a_configuration_round_trips() -> None:
-    config = TrainConfig(data=DataConfig(data="mnist", val_fraction=0.3), arch="resnet18", mean=(0.1,), std=(0.2,))
+    config = TrainConfig(
+        data=DataConfig(data="mnist", val_fraction=0.3), arch="resnet18", mean=(0.1,), std=(0.2,)
+    )
     assert msgspec.json.decode(msgspec.json.encode(config), type=TrainConfig) == config
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("arch", "resnet81", r"arch is 'resnet81' \(did you mean 'resnet18'\?\); expected one of: basic_cnn, .*"),
+        (
+            "arch",
+            "resnet81",
+            r"arch is 'resnet81' \(did you mean 'resnet18'\?\); expected one of: basic_cnn, .*",
+        ),
         ("epochs", 0, r"epochs is 0; expected a whole number from 1 to 100000"),
         ("epochs", 1.5, r"epochs is 1\.5; expected a whole number"),
         ("max_lr", -0.1, r"max_lr is -0\.1; expected a number from 1e-08 to 100"),
@@ -33,7 +39,11 @@ def test_a_configuration_round_trips() -> None:
         ("seed", -1, r"seed is -1"),
         ("seed", True, r"seed is True; expected a whole number"),
         ("workers", 1000, r"workers is 1000"),
-        ("device", "cdua", r"device is 'cdua' \(did you mean 'cuda'\?\); expected one of: auto, cpu, cuda, mps"),
+        (
+            "device",
+            "cdua",
+            r"device is 'cdua' \(did you mean 'cuda'\?\); expected one of: auto, cpu, cuda, mps",
+        ),
         ("mean", (0.5,), r"mean and std go together"),
     ],
 )

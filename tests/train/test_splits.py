@@ -11,7 +11,9 @@ from shipnet.runtime import DataError
 from shipnet.train import split_halves
 from shipnet.train.splits import split_train_valid
 
-labels_of = st.lists(st.integers(0, 4), min_size=0, max_size=80).map(lambda values: np.array(values, np.int64))
+labels_of = st.lists(st.integers(0, 4), min_size=0, max_size=80).map(
+    lambda values: np.array(values, np.int64)
+)
 
 
 @given(labels_of, st.integers(0, 2**32 - 1))
