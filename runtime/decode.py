@@ -240,13 +240,12 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         space = profile.profile.xcolor_space.strip()
-        if mode in _PROFILED.get(space, ()):
-            image = image.convert({"GRAY": "L"}.get(space, space))
-            srgb = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        if mode not in _PROFILED.get(space, ()):
+            raise ImageError(f"has an ICC profile for {space} on pixels of mode {mode}: save it without")
+        image = image.convert("L" if space == "GRAY" else space)
+        srgb = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
         raise ImageError(f"has an ICC profile that cannot be applied ({error}): save it without") from error
-    if mode not in _PROFILED.get(space, ()):
-        raise ImageError(f"has an ICC profile for {space} on pixels of mode {mode}: save it without")
     assert srgb is not None  # only in-place conversion gives None
     if alpha is not None:
         srgb.putalpha(alpha)

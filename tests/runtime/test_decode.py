@@ -258,6 +258,11 @@ class TestOtherModes:
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         assert pixels(data) == [[[255, 0, 0]] * 2] * 2
 
+    def test_a_stereo_photograph_shows_its_first_picture(self) -> None:
+        frames = [Image.new("RGB", (16, 16), color) for color in ("#808080", "#000000")]
+        data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+        assert pixels(data) == [[[128, 128, 128]] * 16] * 16
+
     def test_of_a_pil_image_the_frame_it_stands_at(self) -> None:
         frames = [Image.new("RGB", (2, 2), color) for color in ("#ff0000", "#00ff00")]
         with Image.open(
