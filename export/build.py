@@ -113,6 +113,7 @@ def export(
     *,
     out: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
+    dataset: Dataset | None = None,
 ) -> Bundle:
     """Turns a training run into a sealed bundle, or refuses.
 
@@ -125,6 +126,7 @@ def export(
         out: where the bundle will stand; None means `bundle` beside the run's folder. A bundle
             there is replaced.
         on_progress: called with what is done (a word), how much of it, and how much there is.
+        dataset: what `load_data` gave for the run's data, where the caller has it already.
 
     Returns:
         The bundle, opened again from where it stands.
@@ -144,7 +146,7 @@ def export(
     opened = run if isinstance(run, Run) else load_run(run)
     target = Path(out) if out is not None else opened.path.parent / "bundle"
     _refuse_strangers(target)
-    job = _prepare(opened, config or ExportConfig(), on_progress or _no_progress)
+    job = _prepare(opened, config or ExportConfig(), on_progress or _no_progress, dataset)
     with staged_folder(target) as folder:
         _write_formats(folder, job)
         report = _prove(folder, job)
@@ -157,11 +159,11 @@ def export(
     return Bundle.open(target)
 
 
-def _prepare(run: Run, config: ExportConfig, on_progress: OnProgress) -> _Job:
+def _prepare(run: Run, config: ExportConfig, on_progress: OnProgress, dataset: Dataset | None) -> _Job:
     on_progress("data", 0, 1)
     changes = {"data": config.data, "data_root": config.data_root}
     found = {name: value for name, value in changes.items() if value is not None}
-    data = load_data(msgspec.structs.replace(run.record.config.data, **found))
+    data = dataset or load_data(msgspec.structs.replace(run.record.config.data, **found))
     if data.fingerprint != run.record.data_fingerprint:
         raise DataError(
             f"{data.name}: is not the data that {run.path} was trained on (its fingerprint is "

@@ -114,6 +114,7 @@ class _Pipeline:
             self.config.train,
             out=self.out / "run",
             on_event=lambda event: self.on_stage("train", event),
+            dataset=self.data,
         )
 
     def export(self) -> None:
@@ -128,6 +129,7 @@ class _Pipeline:
             self.config.export,
             out=self.out / "bundle",
             on_progress=lambda what, done, total: self.on_stage("export", (what, done, total)),
+            dataset=self.data,
         )
         write_samples(self.data, self.out / "samples")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from collections import Counter
 from typing import Any, Final
@@ -64,7 +66,8 @@ class OrtBackend:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         with _CREATION:
             if provider != PROVIDERS["cpu"] and hasattr(ort, "preload_dlls"):
-                ort.preload_dlls()
+                with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+                    ort.preload_dlls()
             session = _create(ort, model, options, (provider, provider_options or {}))
         backend = cls(session, provider)
         backend._refuse_other_providers()

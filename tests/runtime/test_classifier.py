@@ -201,7 +201,7 @@ def test_cuda_is_strict(digits_bundle: Path) -> None:
     try:
         plan, backend = resolve(bundle, device="cuda")
     except DeviceError as error:
-        assert "shipnet[gpu]" in str(error) or "shipnet doctor" in str(error)  # noqa: PT017
+        assert "shipnet[gpu]" in str(error) or "shipnet doctor" in str(error)
         automatic, backend = resolve(bundle)
         assert automatic.device == "cpu"
         assert automatic.device_reason.startswith("auto: ")
