@@ -80,6 +80,11 @@ def load_folder(root: Path, config: DataConfig) -> FolderImages:
     parts = _parts(root, warnings)
     scanned = {part: _scan(folder, root, warnings) for part, folder in parts.items()}
     labels = tuple(sorted({file.class_name for file in scanned["train"]}))
+    for label in labels:
+        if not label.isprintable():
+            raise DataError(
+                f"{parts['train']}: class {label!r} has a name that cannot be printed: rename the folder"
+            )
     if len(labels) < 2:
         found = f"one class only ({labels[0]!r})" if labels else "no images"
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 
@@ -78,6 +79,8 @@ def train(model: Deployable, feed: Feed, config: TrainConfig, notify: OnEvent) -
                 _check_finite(losses[:step], epoch)
             notify(StepDone(epoch, step))
         valid_loss, accuracy = evaluate(model, feed.valid())
+        if not math.isfinite(valid_loss):
+            raise TrainingError(f"the validation loss is {valid_loss} after epoch {epoch}: lower --max-lr")
         history.append(
             EpochDone(
                 epoch=epoch,

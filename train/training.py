@@ -90,7 +90,7 @@ def fit(
     refuse_strangers(target)
     with staged_folder(target) as folder:
         config = recipe.resolve(_with_absolute_paths(config), dataset)
-        count = recipe.cpu_threads(config, dataset)
+        count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
         job = _Job(config, dataset, device, _normalization(config, dataset), count, started)
         with threads(count):
             model, history = _train(job, on_event or _ignore)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,14 @@ def test_an_empty_class_is_named(make_folder: MakeFolder) -> None:
 def test_a_class_with_one_image_cannot_be_divided(make_folder: MakeFolder) -> None:
     root = make_folder({"cat": 5, "dog": 1})
     with pytest.raises(DataError, match=r"class 'dog' has 1 image\(s\), so it cannot be divided"):
+        load(root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+def test_a_class_needs_a_printable_name(make_folder: MakeFolder) -> None:
+    root = make_folder(PAIR)
+    (root / "cat").rename(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
+    with pytest.raises(DataError, match=r"class 'caf\\udce9' has a name that cannot be printed: rename"):
         load(root)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shipnet.runtime import DataError, DeviceError, OutputError, TrainingError, UsageError
+from shipnet.runtime.machine import available_cores
 from shipnet.train import DataConfig, RunError, TrainConfig, fit, load_data, load_run
 from shipnet.train.channel_stats import measure
 from shipnet.train.events import EpochDone, Event, Started, StepDone
@@ -92,20 +93,21 @@ def test_photographs_train_from_files(make_folder: MakeFolder, tmp_path: Path) -
     assert (record.config.flip, record.config.batch_size, record.preprocess.resize_size) == (True, 16, 73)
 
 
-@pytest.mark.parametrize(
-    ("arch", "lr", "batch_size", "threads"), [(None, 0.05, 64, 1), ("resnet18", 2e-3, 64, 1)]
-)
-def test_open_choices_come_from_the_data(arch: str | None, lr: float, batch_size: int, threads: int) -> None:
+def test_open_choices_come_from_the_data() -> None:
     data = load_data(DataConfig())
-    resolved = resolve(TrainConfig(arch=arch), data)
-    assert (resolved.max_lr, resolved.batch_size, resolved.flip, resolved.epochs) == (
-        lr,
-        batch_size,
-        False,
-        60,
-    )
-    assert cpu_threads(resolved, data) == threads
+    resolved = resolve(TrainConfig(), data)
+    assert (resolved.arch, resolved.max_lr, resolved.batch_size) == ("mnist_resnet", 0.05, 64)
+    assert (resolved.epochs, resolved.flip, resolved.workers) == (60, False, 0)
     assert resolve(resolved, data) == resolved
+    assert resolve(TrainConfig(arch="resnet18"), data).max_lr == 0.002
+
+
+def test_tiny_batches_train_on_one_thread() -> None:
+    data = load_data(DataConfig())
+    assert cpu_threads(resolve(TrainConfig(), data), data, most=2) == 1
+    large = load_data(DataConfig(image_size=32))
+    assert cpu_threads(resolve(TrainConfig(), large), large, most=1) == 1
+    assert cpu_threads(resolve(TrainConfig(), large), large, most=2) == min(2, available_cores().usable)
 
 
 def test_norms_and_biases_do_not_decay() -> None:
