@@ -7,8 +7,17 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from .events import EpochDone, Event, OnEvent, Started, StepDone
 
@@ -49,14 +58,14 @@ class _LiveTable:
         for column in self.table.columns:
             column.justify = "right"
         columns = (
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            _rate_column(),
+            _Rate(),
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=console, auto_refresh=False)
-        self.task = self.bar.add_task("training", total=None)
+        self.task = self.bar.add_task("reading images", total=None)
         self.live = Live(self.bar, console=console, refresh_per_second=4)
         self.steps = self.total = 0
 
@@ -64,7 +73,7 @@ class _LiveTable:
         if isinstance(event, Started):
             self.live.console.print(describe(event), markup=False)
             self.steps, self.total = event.steps, event.steps * event.epochs
-            self.bar.reset(self.task, total=self.total)
+            self.bar.reset(self.task, total=self.total, description="training")
         elif isinstance(event, StepDone):
             done = (event.epoch - 1) * self.steps + event.step
             self.bar.update(self.task, completed=done)
@@ -75,8 +84,12 @@ class _LiveTable:
             self.live.update(Group(self.table, self.bar))
 
 
-def _rate_column() -> TextColumn:
-    return TextColumn("{task.speed:.1f} steps/s")
+class _Rate(ProgressColumn):
+    """Optimiser steps a second, once there is a rate."""
+
+    def render(self, task: Task) -> Text:
+        """Called by rich."""
+        return Text(f"{task.speed:,.1f} steps/s" if task.speed else "")
 
 
 def describe(event: Started) -> str:
