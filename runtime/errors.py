@@ -71,7 +71,7 @@ def require(module: str) -> ModuleType:
     """Imports a library that one of shipnet's extras brings.
 
     Args:
-        module: the import name, such as ``"torch"``.
+        module: the import name, such as ``"torch"`` or ``"sklearn.datasets"``.
 
     Raises:
         MissingExtraError: it is not installed; the message holds the ``pip install`` line.
@@ -79,10 +79,11 @@ def require(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != module:
+        top = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != top:
             raise
-        extra = _EXTRAS[module]
+        extra = _EXTRAS[top]
         alternative = " (on an NVIDIA GPU: 'shipnet[gpu]')" if extra == "cpu" else ""
         raise MissingExtraError(
-            f"{module} is not installed: run  pip install 'shipnet[{extra}]'{alternative}"
+            f"{top} is not installed: run  pip install 'shipnet[{extra}]'{alternative}"
         ) from error
