@@ -27,6 +27,7 @@ RESNETS = (
 )
 ARCHITECTURES = SMALL_NETS + RESNETS
 SMALLEST_IMAGE = 8
+RECIPES = ("notebook", "fast", "photo")
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,44 +58,57 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One training run, whole. None means: the data decides (see `shipnet.train.recipe`).
+    """One training run, whole. None means: the recipe decides from the data (see `shipnet.train.recipe`).
 
     Attributes:
         data: the images.
+        recipe: one of `RECIPES`. None: `photo` for a ResNet on photographs, else `notebook`.
         arch: one of `ARCHITECTURES`.
-        epochs: passes over the training images.
-        max_lr: the peak of the one-cycle learning rate.
-        batch_size: images per optimiser step.
-        weight_decay: decoupled (AdamW), on the weights of convolutions and linear layers only.
+        epochs, max_lr, batch_size and the other numbers down to `lr_div`: as in `shipnet.train.recipe.Recipe`.
         seed: of the initial weights, the order of images and their augmentation.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         mean, std: per channel in units of [0, 1]; None: of the training images.
-        flip: whether training mirrors images left to right at random.
+        balance: whether every class is seen equally often: an epoch draws images with replacement,
+            each with a probability of one over its class's size.
         workers: processes that decode photographs; 0 decodes in the training process.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    recipe: str | None = None
     arch: str | None = None
     epochs: int | None = None
     max_lr: float | None = None
     batch_size: int | None = None
-    weight_decay: float = 0.01
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    pct_start: float | None = None
+    div_factor: float | None = None
+    final_div_factor: float | None = None
+    base_momentum: float | None = None
+    max_momentum: float | None = None
+    beta2: float | None = None
+    ema_decay: float | None = None
+    crop_padding: float | None = None
+    affine_degrees: float | None = None
+    affine_scale: float | None = None
+    flip: bool | None = None
+    trivial_augment: bool | None = None
+    lr_div: float | None = None
     seed: int = 0
     device: str = "auto"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    flip: bool | None = None
+    balance: bool = False
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.arch is not None:
-            check_name("arch", self.arch, ARCHITECTURES)
-        check_number("epochs", self.epochs, low=1, high=100_000, whole=True)
-        check_number("max_lr", self.max_lr, low=1e-8, high=100.0)
-        check_number("batch_size", self.batch_size, low=2, high=65_536, whole=True)
-        check_number("weight_decay", self.weight_decay, low=0.0, high=10.0)
-        check_number("seed", self.seed, low=0, high=2**32 - 1, whole=True)
-        check_number("workers", self.workers, low=0, high=256, whole=True)
+        for name, names in (("arch", ARCHITECTURES), ("recipe", RECIPES)):
+            if (value := getattr(self, name)) is not None:
+                check_name(name, value, names)
+        for name, (low, high) in _WHOLE.items():
+            check_number(name, getattr(self, name), low=low, high=high, whole=True)
+        for name, (low, high) in _REAL.items():
+            check_number(name, getattr(self, name), low=low, high=high)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             check_name("device", self.device, ("auto", "cpu", "cuda", "mps"))
         self._check_statistics()
@@ -109,6 +123,31 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, 3):
                 raise UsageError(f"{name} has {len(values)} values; expected one per channel, so 1 or 3")
+
+
+# What a field of `TrainConfig` may be, both ends included.
+_WHOLE: dict[str, tuple[int, int]] = {
+    "epochs": (1, 100_000),
+    "batch_size": (2, 65_536),
+    "seed": (0, 2**32 - 1),
+    "workers": (0, 256),
+}
+_REAL: dict[str, tuple[float, float]] = {
+    "max_lr": (1e-8, 100.0),
+    "weight_decay": (0.0, 10.0),
+    "label_smoothing": (0.0, 0.9),
+    "pct_start": (0.01, 0.99),
+    "div_factor": (1.0, 1e6),
+    "final_div_factor": (1.0, 1e9),
+    "base_momentum": (0.0, 0.999),
+    "max_momentum": (0.0, 0.999),
+    "beta2": (0.5, 0.99999),
+    "ema_decay": (0.0, 0.99999),
+    "crop_padding": (0.0, 0.5),
+    "affine_degrees": (0.0, 180.0),
+    "affine_scale": (0.0, 0.9),
+    "lr_div": (1.0, 1e6),
+}
 
 
 def check_number(field: str, value: float | None, *, low: float, high: float, whole: bool = False) -> None:

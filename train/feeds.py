@@ -18,6 +18,8 @@ from shipnet.runtime.preprocess import preprocess
 from .augment import BatchAugment, augment_photo
 from .config import TrainConfig
 from .images import Dataset, pixels
+from .order import epoch_order
+from .recipe import Recipe, settings
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, H, W, C), int64 (B,)
 # Small images: more does not evaluate faster on a CPU, and activations stay in its cache.
@@ -57,17 +59,18 @@ class MemoryFeed:
     def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
         assert config.batch_size is not None and config.flip is not None
         self.device, self.seed, self.batch_size = device, config.seed, config.batch_size
+        self.train_labels, self.balance = dataset.train.labels, config.balance
         self.steps = len(dataset.train) // config.batch_size
         self.labels = torch.from_numpy(dataset.train.labels).to(device)
         images = torch.from_numpy(pixels(dataset.train, dataset.spec)).to(device)
-        self.augment = BatchAugment(images, flip=config.flip)
+        self.augment = BatchAugment(images, settings(config))
         self.valid_images = torch.from_numpy(pixels(dataset.valid, dataset.spec)).to(device)
         self.valid_labels = torch.from_numpy(dataset.valid.labels).to(device)
 
     def train(self, epoch: int) -> Iterator[Batch]:
         """As `Feed.train`."""
         generator = epoch_generator(self.seed, epoch)
-        order = torch.randperm(len(self.labels), generator=generator).to(self.device)
+        order = epoch_order(self.train_labels, generator, balance=self.balance).to(self.device)
         for step in range(self.steps):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield self.augment(chosen, generator), self.labels[chosen]
@@ -88,11 +91,12 @@ class FileFeed:
     def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
         assert config.batch_size is not None and config.flip is not None and config.workers is not None
         self.device, self.seed, self.batch_size = device, config.seed, config.batch_size
-        self.train_count, self.valid_count = len(dataset.train), len(dataset.valid)
-        self.steps = self.train_count // config.batch_size
+        self.train_labels, self.balance = dataset.train.labels, config.balance
+        self.valid_count = len(dataset.valid)
+        self.steps = len(dataset.train) // config.batch_size
         self.plan = _Plan()
         self.loader: DataLoader[Any] = DataLoader(
-            _Photographs(dataset, flip=config.flip),
+            _Photographs(dataset, settings(config)),
             batch_sampler=self.plan,
             collate_fn=_collate,
             num_workers=config.workers,
@@ -103,7 +107,8 @@ class FileFeed:
     def train(self, epoch: int) -> Iterator[Batch]:
         """As `Feed.train`."""
         generator = epoch_generator(self.seed, epoch)
-        order = torch.randperm(self.train_count, generator=generator)[: self.steps * self.batch_size]
+        order = epoch_order(self.train_labels, generator, balance=self.balance)
+        order = order[: self.steps * self.batch_size]
         seeds = torch.randint(2**62, (len(order),), generator=generator)
         items: list[Item] = list(zip(order.tolist(), seeds.tolist(), strict=True))
         return self._batches(items, self.batch_size)
@@ -137,15 +142,16 @@ class _Plan:
 class _Photographs(TorchDataset[Any]):
     """What a worker does: one file to pixels. An error is a value, so that it arrives as it was raised."""
 
-    def __init__(self, dataset: Dataset, *, flip: bool) -> None:
-        self.train, self.valid, self.spec, self.flip = dataset.train, dataset.valid, dataset.spec, flip
+    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
+        self.train, self.valid, self.spec, self.recipe = dataset.train, dataset.valid, dataset.spec, recipe
 
     def __getitem__(self, item: Item) -> tuple[NDArray[np.uint8], int] | ShipnetError:
         index, seed = item
         try:
             if seed is None:
                 return preprocess(self.valid[index], self.spec), int(self.valid.labels[index])
-            image = augment_photo(self.train[index], self.spec, flip=self.flip, seed=seed)
+            flip, trivial = self.recipe.flip, self.recipe.trivial_augment
+            image = augment_photo(self.train[index], self.spec, flip=flip, trivial=trivial, seed=seed)
             return image, int(self.train.labels[index])
         except ShipnetError as error:
             return error

@@ -1,4 +1,4 @@
-"""The training loop: one-cycle AdamW over the batches of a feed."""
+"""The training loop: optimiser steps over the batches of a feed, and measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import OneCycleLR
 
 from shipnet.runtime.errors import TrainingError
 
@@ -17,16 +16,10 @@ from .config import TrainConfig
 from .events import EpochDone, OnEvent, StepDone
 from .feeds import Batch, Feed
 from .normalize import Deployable
+from .optimizer import AVERAGE_EVERY, make_average, make_loss, make_optimizer
+from .recipe import settings
+from .schedule import set_rates
 
-# One cycle: the rate rises from max_lr/25 over the first quarter, then falls to max_lr/250,000; Adam's first
-# beta falls and rises against it. Source: L. Smith, N. Topin, Super-Convergence, arXiv:1708.07120; the
-# numbers and the cosine are those of fast.ai's `fit_one_cycle`, as are beta2 and epsilon.
-RISE = 0.25
-START_DIVISOR = 25.0
-FINAL_DIVISOR = 1e4  # of the starting rate
-MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
-BETA2 = 0.99
-EPSILON = 1e-5
 # Looking at a loss waits for the device, so it is done this often, in steps.
 CHECK_EVERY = 50
 
@@ -35,50 +28,39 @@ def train(model: Deployable, feed: Feed, config: TrainConfig, notify: OnEvent) -
     """Fits the network in place; `config` as `recipe.resolve` gives it.
 
     Returns:
-        One measurement per epoch. The weights are the last epoch's.
+        One measurement per epoch. The weights are the last epoch's, or their average where the recipe keeps one.
 
     Raises:
         TrainingError: a loss is not a finite number; names epoch and step.
         ImageError: a file that is no image.
     """
-    assert config.epochs is not None and config.max_lr is not None
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.max_lr,
-        betas=(MOMENTUM_HIGH, BETA2),
-        eps=EPSILON,
-        fused=True,
-    )
-    schedule = OneCycleLR(
-        optimizer,
-        max_lr=config.max_lr,
-        total_steps=config.epochs * feed.steps,
-        pct_start=RISE,
-        div_factor=START_DIVISOR,
-        final_div_factor=FINAL_DIVISOR,
-        base_momentum=MOMENTUM_LOW,
-        max_momentum=MOMENTUM_HIGH,
-    )
+    recipe = settings(config)
+    optimizer = make_optimizer(model, recipe)
+    cross_entropy = make_loss(recipe)
+    average = make_average(model, recipe)
+    total = recipe.epochs * feed.steps
     device = model.pixel_mean.device
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     history = []
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(1, recipe.epochs + 1):
         start = time.perf_counter()
         model.train()
         losses = torch.zeros(feed.steps, device=device)
         for step, (images, labels) in enumerate(feed.train(epoch), start=1):
             with bf16:
-                loss = functional.cross_entropy(model(images), labels)
+                loss = cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            done = (epoch - 1) * feed.steps + step
+            learning_rate = set_rates(optimizer, done - 1, total=total, recipe=recipe)
             optimizer.step()
-            learning_rate = float(schedule.get_last_lr()[0])
-            schedule.step()
+            if average is not None and (done % AVERAGE_EVERY == 0 or done == 1):
+                average.update_parameters(model)
             losses[step - 1] = loss.detach()
             if step % CHECK_EVERY == 0 or step == feed.steps:
                 _check_finite(losses[:step], epoch)
             notify(StepDone(epoch, step))
-        valid_loss, accuracy = evaluate(model, feed.valid())
+        valid_loss, accuracy = evaluate(average.module if average else model, feed.valid())
         if not math.isfinite(valid_loss):
             raise TrainingError(f"the validation loss is {valid_loss} after epoch {epoch}: lower --max-lr")
         history.append(
@@ -92,6 +74,8 @@ def train(model: Deployable, feed: Feed, config: TrainConfig, notify: OnEvent) -
             )
         )
         notify(history[-1])
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
     return tuple(history)
 
 
@@ -113,21 +97,6 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
             count += len(labels)
     loss_sum, correct = torch.stack(sums).cpu().double().sum(0).tolist()
     return loss_sum / count, correct / count
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights of convolutions and linear layers decay; biases and batch norms, vectors all, do not.
-
-    Source: He et al., Bag of Tricks for Image Classification, arXiv:1812.01187, section 3.1.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {
-            "params": [parameter for parameter in parameters if parameter.ndim > 1],
-            "weight_decay": weight_decay,
-        },
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _check_finite(losses: Tensor, epoch: int) -> None:

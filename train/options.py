@@ -10,7 +10,7 @@ import click
 
 from shipnet.runtime.errors import UsageError
 
-from .config import ARCHITECTURES, BUILT_IN, DataConfig, TrainConfig
+from .config import ARCHITECTURES, BUILT_IN, RECIPES, DataConfig, TrainConfig
 
 Command = Callable[..., Any]
 _DATA_FIELDS = {
@@ -44,14 +44,52 @@ _OPTIONS = (
         "--image-size", type=int, help="Side of the network's input in pixels [default: from the data]"
     ),
     click.option(
+        "--recipe",
+        help=f"Sets what the options below leave open: {', '.join(RECIPES)} [default: photo "
+        "for a ResNet on photographs, else notebook]",
+    ),
+    click.option(
         "--arch",
         help=f"One of: {', '.join(ARCHITECTURES)} [default: mnist_resnet for small images, else resnet18]",
     ),
-    click.option("--epochs", type=int, help="Passes over the training images [default: from the data]"),
-    click.option("--max-lr", type=float, help="Peak of the one-cycle learning rate [default: from the data]"),
-    click.option("--batch-size", type=int, help="Images per step [default: from the data]"),
+    click.option("--epochs", type=int, help="Passes over the training images."),
+    click.option("--max-lr", type=float, help="Peak of the one-cycle learning rate."),
+    click.option("--batch-size", type=int, help="Images per step."),
+    click.option("--weight-decay", type=float, help="Decoupled, on the weights of layers alone."),
+    click.option("--label-smoothing", type=float, help="Share of a label that is spread over all classes."),
+    click.option("--pct-start", type=float, help="Share of the steps in which the learning rate rises."),
+    click.option("--div-factor", type=float, help="Peak of the learning rate over its start."),
+    click.option("--final-div-factor", type=float, help="Start of the learning rate over its end."),
+    click.option("--base-momentum", type=float, help="AdamW's first beta at the learning rate's peak."),
+    click.option("--max-momentum", type=float, help="AdamW's first beta at both ends."),
+    click.option("--beta2", type=float, help="AdamW's second beta."),
     click.option(
-        "--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled, on weights alone."
+        "--ema-decay",
+        type=float,
+        help="Measure and keep a moving average of the weights, of this decay a step; 0: no average.",
+    ),
+    click.option(
+        "--crop-padding", type=float, help="Small images: crop out of a zero border of this share of a side."
+    ),
+    click.option("--affine-degrees", type=float, help="Small images: turn by up to so many degrees."),
+    click.option("--affine-scale", type=float, help="Small images: scale by up to 1 plus or minus this."),
+    click.option(
+        "--flip/--no-flip", default=None, help="Mirror at random [default: photographs and cifar10]"
+    ),
+    click.option(
+        "--trivial-augment/--no-trivial-augment",
+        default=None,
+        help="Photographs: one random operation of TrivialAugmentWide on each.",
+    ),
+    click.option(
+        "--lr-div",
+        type=float,
+        help="The first stage's learning rate is the head's over this, geometric steps between.",
+    ),
+    click.option(
+        "--balance",
+        is_flag=True,
+        help="Show every class equally often: draw images with replacement, rare classes' more often.",
     ),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Of initial weights, order, augmentation."
@@ -59,9 +97,6 @@ _OPTIONS = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--mean", help="Per channel in [0, 1], such as 0.485,0.456,0.406 [default: the data's]"),
     click.option("--std", help="Per channel, in the same unit [default: the data's]"),
-    click.option(
-        "--flip/--no-flip", default=None, help="Mirror at random [default: photographs and cifar10]"
-    ),
     click.option(
         "--workers", type=int, help="Processes that decode photographs [default: one per CPU, up to 8]"
     ),

@@ -12,11 +12,8 @@ import torch
 from shipnet.runtime import DataError, DeviceError, OutputError, TrainingError, UsageError
 from shipnet.runtime.machine import available_cores
 from shipnet.train import DataConfig, RunError, TrainConfig, fit, load_data, load_run
-from shipnet.train.channel_stats import measure
 from shipnet.train.events import EpochDone, Event, Started, StepDone
-from shipnet.train.loop import parameter_groups
 from shipnet.train.recipe import cpu_threads, resolve
-from shipnet.train.training import new_network
 
 MakeFolder = Callable[..., Path]
 QUICK = TrainConfig(arch="conv_cnn", epochs=1, device="cpu")
@@ -108,16 +105,6 @@ def test_tiny_batches_train_on_one_thread() -> None:
     large = load_data(DataConfig(image_size=32))
     assert cpu_threads(resolve(TrainConfig(), large), large, most=1) == 1
     assert cpu_threads(resolve(TrainConfig(), large), large, most=2) == min(2, available_cores().usable)
-
-
-def test_norms_and_biases_do_not_decay() -> None:
-    data = load_data(DataConfig())
-    model = new_network(resolve(TrainConfig(arch="basic_cnn"), data), data, measure(data, 0))
-    decaying, others = parameter_groups(model, 0.01)
-    assert (decaying["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
-    assert {parameter.ndim for parameter in decaying["params"]} == {4}
-    assert len(decaying["params"]) == 5
-    assert len(others["params"]) == 5 + 2 * 5
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
