@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,41 +13,15 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from .accuracy import accuracy
+from .calibration import Calibration, calibration
 from .classifier import Classifier, Failure, Prediction
+from .confusion import ClassResult, Confusion, class_results, confusions
 from .errors import DataError
 from .folder import Found, find_files, printable
 from .manifest import Accuracy
 from .plan import ExecutionPlan
 
 _WORST = 20
-
-
-class ClassResult(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How one class fared.
-
-    Attributes:
-        label: the class.
-        images: of this class.
-        predicted: images that were given this label.
-        correct: images of this class that were given its label.
-        precision: correct / predicted; None where nothing was given this label.
-        recall: correct / images; None where there were no images.
-    """
-
-    label: str
-    images: int
-    predicted: int
-    correct: int
-    precision: float | None
-    recall: float | None
-
-
-class Confusion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How many images of one class were given one label. Pairs that never happened are left out."""
-
-    truth: str
-    label: str
-    images: int
 
 
 class Mistake(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,6 +48,7 @@ class Evaluation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         accuracy: top-1, with a 95 % interval, over the images that could be read.
         classes: in the order of the bundle's labels.
         confusion: by true class, then by label, both in that order.
+        calibration: whether the scores, after the bundle's temperature, can be believed.
         worst: the mistakes with the highest scores, highest first.
         unreadable: files of the class folders that are no images.
         missing_classes: labels of the bundle without an image in the folder.
@@ -84,6 +59,7 @@ class Evaluation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     accuracy: Accuracy
     classes: tuple[ClassResult, ...]
     confusion: tuple[Confusion, ...]
+    calibration: Calibration
     worst: tuple[Mistake, ...]
     unreadable: tuple[Unreadable, ...]
     missing_classes: tuple[str, ...]
@@ -132,13 +108,9 @@ def evaluate(
     return Evaluation(
         plan=classifier.plan,
         accuracy=accuracy(sum(pairs[label, label] for label in labels), pairs.total()),
-        classes=tuple(_class_results(labels, pairs)),
-        confusion=tuple(
-            Confusion(truth=truth, label=label, images=pairs[truth, label])
-            for truth in labels
-            for label in labels
-            if (truth, label) in pairs
-        ),
+        classes=tuple(class_results(labels, pairs)),
+        confusion=confusions(labels, pairs),
+        calibration=calibration(np.array(tally.scores), np.array(tally.correct)),
         worst=tally.worst_first(),
         unreadable=tuple(tally.unreadable),
         missing_classes=tuple(label for label in labels if label not in set(truths)),
@@ -152,6 +124,8 @@ class _Tally:
     def __init__(self, worst: int) -> None:
         self.pairs: Counter[tuple[str, str]] = Counter()
         self.unreadable: list[Unreadable] = []
+        self.scores: list[float] = []
+        self.correct: list[bool] = []
         self._worst = worst
         self._mistakes: list[tuple[float, int, Mistake]] = []
 
@@ -161,6 +135,8 @@ class _Tally:
             self.unreadable.append(Unreadable(path=printable(path), error=printable(reason)))
             return
         self.pairs[truth, answer.label] += 1
+        self.scores.append(answer.score)
+        self.correct.append(answer.label == truth)
         if answer.label != truth:
             mistake = Mistake(path=printable(path), truth=truth, label=answer.label, score=answer.score)
             place = -self.pairs.total()  # of equal scores the first file stays
@@ -192,21 +168,3 @@ def _labelled(folder: Path, labels: tuple[str, ...]) -> tuple[list[str], list[st
             f"{folder}: has no class folder with files: expected folders like {', '.join(labels[:5])}"
         )
     return files, truths, found.hidden + len(found.files) - len(files)
-
-
-def _class_results(labels: tuple[str, ...], pairs: Counter[tuple[str, str]]) -> Iterator[ClassResult]:
-    images: Counter[str] = Counter()
-    predicted: Counter[str] = Counter()
-    for (truth, label), count in pairs.items():
-        images[truth] += count
-        predicted[label] += count
-    for label in labels:
-        correct = pairs[label, label]
-        yield ClassResult(
-            label=label,
-            images=images[label],
-            predicted=predicted[label],
-            correct=correct,
-            precision=correct / predicted[label] if predicted[label] else None,
-            recall=correct / images[label] if images[label] else None,
-        )

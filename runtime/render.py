@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from .bundle import Bundle
+from .confusion import most_confused
 from .manifest import Parity, encode
 from .plan import ExecutionPlan
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .benchmark import BenchReport
+    from .calibration import Calibration
     from .doctor import Report
     from .evaluate import Evaluation
     from .folder import Counts
@@ -199,15 +201,15 @@ def evaluation(report: Evaluation) -> None:
     parts: list[Table | str] = [
         f"accuracy {found.accuracy:.2%} ({found.low:.2%} to {found.high:.2%}, 95 % interval), "
         f"{found.correct:,} of {found.images:,} images",
+        f"calibration error {report.calibration.ece:.4f} (ECE, {len(report.calibration.bins)} bins)",
         "",
         classes,
+        "",
+        _reliability(report.calibration),
     ]
-    wrong = sorted(
-        (pair for pair in report.confusion if pair.truth != pair.label), key=lambda pair: -pair.images
-    )
-    if wrong:
+    if wrong := most_confused(report.confusion, _FEW):
         pairs = table("most confused", "is", "called", "images", numbers=("images",))
-        for pair in wrong[:_FEW]:
+        for pair in wrong:
             pairs.add_row(pair.truth, pair.label, f"{pair.images:,}")
         mistakes = table("surest mistakes", "file", "is", "called", "score", numbers=("score",))
         for mistake in report.worst[:_FEW]:
@@ -221,6 +223,17 @@ def evaluation(report: Evaluation) -> None:
     if report.missing_classes:
         parts += ["", f"no images of: {', '.join(report.missing_classes)}"]
     show(*parts)
+
+
+def _reliability(found: Calibration) -> Table:
+    """What was claimed and what was true, a row for each range of scores that occurred."""
+    numbers = ("images", "mean score", "accuracy")
+    rows = table("scores", "score", *numbers, numbers=numbers)
+    for part in found.bins:
+        if part.score is not None and part.accuracy is not None:
+            span = f"{part.low:.2f} to {part.high:.2f}"
+            rows.add_row(span, f"{part.images:,}", f"{part.score:.4f}", f"{part.accuracy:.4f}")
+    return rows
 
 
 def benchmark(report: BenchReport) -> None:

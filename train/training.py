@@ -91,7 +91,7 @@ def fit(
     with staged_folder(target) as folder:
         config = recipe.resolve(_with_absolute_paths(config), dataset)
         count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
-        job = _Job(config, dataset, device, _normalization(config, dataset), count, started)
+        job = _Job(config, dataset, device, choose_normalization(config, dataset), count, started)
         with threads(count):
             model, history = _train(job, on_event or _ignore)
         weights = encode_weights(model.net.state_dict())
@@ -145,7 +145,8 @@ def count_parameters(model: Deployable) -> int:
     return sum(parameter.numel() for parameter in model.net.parameters())
 
 
-def _normalization(config: TrainConfig, dataset: Dataset) -> Normalization:
+def choose_normalization(config: TrainConfig, dataset: Dataset) -> Normalization:
+    """The statistics that were given, or those of the training images."""
     if config.mean is not None and config.std is not None:
         return Normalization(mean=config.mean, std=config.std)
     return channel_stats.measure(dataset, config.seed)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from shipnet.runtime import Classifier
+from shipnet.runtime.calibration import calibration
 from shipnet.runtime.errors import DataError, UsageError
 from shipnet.runtime.evaluate import Evaluation, evaluate
 from shipnet.runtime.manifest import decode, encode
@@ -52,6 +53,10 @@ def test_counts_agree_with_single_predictions(classifier: Classifier, folder: Pa
     assert one.predicted == sum(answer.label == "1" for answer in answers.values())
     assert one.recall == one.correct / 7
     assert one.precision == one.correct / one.predicted
+    claimed = np.array([answer.score for answer in answers.values()])
+    right = np.array([answers[path].label == truth for path, truth in truths.items()])
+    assert found.calibration.ece == pytest.approx(calibration(claimed, right).ece)
+    assert found.calibration.images == 27
     assert found.missing_classes == ("5", "6", "7", "8", "9")
     assert found.classes[9].recall is None
     assert found.unreadable == ()
