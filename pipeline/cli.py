@@ -17,6 +17,7 @@ from . import __version__
 COMMANDS: Final = {
     "pipeline": "shipnet.command:pipeline",
     "train": "shipnet.train.cli:train",
+    "find-lr": "shipnet.train.explore_cli:find_lr",
     "export": "shipnet.export.cli:export",
     "verify": "shipnet.runtime.cli:verify",
     "inspect": "shipnet.runtime.cli:inspect",

@@ -8,8 +8,8 @@ from typing import Final, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from shipnet.train.events import EpochDone, Started, StepDone
-from shipnet.train.progress import COLUMNS, cells, describe
+from shipnet.train.events import EpochDone, LrFound, Started, StepDone
+from shipnet.train.progress import COLUMNS, cells, describe, describe_lr
 
 from .workflow import STAGES
 
@@ -70,6 +70,8 @@ class ProgressView:
             self._line(f"{stage}: {status}")
         elif isinstance(event, Started):
             self._started(stage, event)
+        elif isinstance(event, LrFound):
+            self._console.print(describe_lr(event), markup=False)
         elif isinstance(event, StepDone):
             done = (event.epoch - 1) * self._steps + event.step
             self._bars.update(self._tasks[stage], completed=done)

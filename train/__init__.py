@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .config import DataConfig, TrainConfig
     from .data import load_data
     from .images import Dataset, ImageSet, pixels
+    from .lr_finder import find_lr
     from .normalize import Deployable
     from .run import Run, RunError, RunRecord, load_run
     from .splits import split_halves
@@ -23,6 +24,7 @@ _HOME = {
     "RunError": "run",
     "RunRecord": "run",
     "TrainConfig": "config",
+    "find_lr": "lr_finder",
     "fit": "training",
     "load_data": "data",
     "load_run": "run",
@@ -38,6 +40,7 @@ __all__ = [
     "RunError",
     "RunRecord",
     "TrainConfig",
+    "find_lr",
     "fit",
     "load_data",
     "load_run",

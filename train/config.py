@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from msgspec import Struct, field
 
@@ -65,6 +66,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         recipe: one of `RECIPES`. None: `photo` for a ResNet on photographs, else `notebook`.
         arch: one of `ARCHITECTURES`.
         epochs, max_lr, batch_size and the other numbers down to `lr_div`: as in `shipnet.train.recipe.Recipe`.
+            `max_lr` "auto" is what `shipnet.train.find_lr` finds on the training images, by its valley rule.
         seed: of the initial weights, the order of images and their augmentation.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         mean, std: per channel in units of [0, 1]; None: of the training images.
@@ -77,7 +79,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     recipe: str | None = None
     arch: str | None = None
     epochs: int | None = None
-    max_lr: float | None = None
+    max_lr: float | Literal["auto"] | None = None
     batch_size: int | None = None
     weight_decay: float | None = None
     label_smoothing: float | None = None
@@ -108,7 +110,8 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         for name, (low, high) in _WHOLE.items():
             check_number(name, getattr(self, name), low=low, high=high, whole=True)
         for name, (low, high) in _REAL.items():
-            check_number(name, getattr(self, name), low=low, high=high)
+            if not (name == "max_lr" and self.max_lr == "auto"):
+                check_number(name, getattr(self, name), low=low, high=high)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             check_name("device", self.device, ("auto", "cpu", "cuda", "mps"))
         self._check_statistics()

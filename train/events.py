@@ -30,6 +30,21 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class LrFound:
+    """`max_lr` was "auto", and a sweep over training images has found it.
+
+    Attributes:
+        max_lr: that was found, by the valley rule.
+        steps: of the sweep.
+        wall_s: seconds of the sweep.
+    """
+
+    max_lr: float
+    steps: int
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """One optimiser step; both numbers count from 1."""
 
@@ -56,5 +71,5 @@ class EpochDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     wall_s: float
 
 
-Event: TypeAlias = Started | StepDone | EpochDone
+Event: TypeAlias = LrFound | Started | StepDone | EpochDone
 OnEvent: TypeAlias = Callable[[Event], None]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -27,6 +28,10 @@ from .feeds import Batch, open_feed
 from .images import Dataset
 from .lr_curve import DIVERGED, SMOOTHING, Curve, Suggestions, smooth, suggest
 from .optimizer import make_loss, make_optimizer
+
+PICTURE: Final = "find-lr.png"
+# Each rule in words, for tables and plots.
+RULES: Final = {"valley": "valley", "steepest": "steepest descent", "minimum": "a tenth of the minimum's"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +252,3 @@ def draw_sweep(finding: Finding, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
     figure.savefig(path, format="png")
-
-
-# Each rule in words, for tables and plots.
-RULES = {"valley": "valley", "steepest": "steepest descent", "minimum": "a tenth of the minimum's"}

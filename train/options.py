@@ -111,20 +111,35 @@ def training_options(command: Command) -> Command:
         ... @training_options
         ... def train(config: TrainConfig) -> None: ...
     """
+    return training_options_but()(command)
 
-    @functools.wraps(command)
-    def with_config(**values: Any) -> Any:
-        own = {name: values.pop(name) for name in (*_DATA_FIELDS, *_TRAIN_FIELDS)}
-        for field in ("mean", "std"):
-            own[field] = _numbers(field, own[field])
-        data = DataConfig(**{field: own[option] for option, field in _DATA_FIELDS.items()})
-        config = TrainConfig(data=data, **{field: own[field] for field in _TRAIN_FIELDS})
-        return command(config=config, **values)
 
-    decorated: Command = with_config
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+def training_options_but(*names: str) -> Callable[[Command], Command]:
+    """As `training_options`, without those that play no part in a command."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_config(**values: Any) -> Any:
+            fields = [name for name in (*_DATA_FIELDS, *_TRAIN_FIELDS) if name not in names]
+            own = {name: values.pop(name) for name in fields}
+            for field in {"mean", "std"} & set(own):
+                own[field] = _numbers(field, own[field])
+            data = {field: own.pop(option) for option, field in _DATA_FIELDS.items() if option in own}
+            return command(config=TrainConfig(data=DataConfig(**data), **own), **values)
+
+        decorated: Command = with_config
+        for option in reversed(_OPTIONS):
+            if _option_name(option) not in names:
+                decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def _option_name(option: Callable[[Command], Command]) -> str:
+    """The parameter that a click option fills."""
+    (parameter,) = option(lambda: None).__click_params__  # type: ignore[attr-defined]
+    return str(parameter.name)
 
 
 def _numbers(field: str, text: str | None) -> tuple[float, ...] | None:

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .events import EpochDone, Event, OnEvent, Started, StepDone
+from .events import EpochDone, Event, LrFound, OnEvent, Started, StepDone
 
 COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy", "time")
 
@@ -43,7 +43,9 @@ class _Lines:
         self.console = console
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, LrFound):
+            self.console.print(describe_lr(event), markup=False)
+        elif isinstance(event, Started):
             self.console.print(describe(event), markup=False)
             self.console.print("  ".join(f"{name:>10}" for name in COLUMNS))
         elif isinstance(event, EpochDone):
@@ -70,7 +72,9 @@ class _LiveTable:
         self.steps = self.total = 0
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, LrFound):
+            self.live.console.print(describe_lr(event), markup=False)
+        elif isinstance(event, Started):
             self.live.console.print(describe(event), markup=False)
             self.steps, self.total = event.steps, event.steps * event.epochs
             self.bar.reset(self.task, total=self.total, description="training")
@@ -97,6 +101,13 @@ def describe(event: Started) -> str:
     return (
         f"{event.arch} ({event.parameters:,} parameters) on {event.data}: {event.train_images:,} training, "
         f"{event.valid_images:,} validation images; {event.device}"
+    )
+
+
+def describe_lr(event: LrFound) -> str:
+    """Which peak of the learning rate was chosen and why, in one line."""
+    return (
+        f"max_lr {event.max_lr:.3g}: the valley of a sweep over {event.steps} training batches, {event.wall_s:.1f} s"
     )
 
 

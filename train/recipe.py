@@ -161,6 +161,9 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     Raises:
         UsageError: options that exclude each other, or do not go with the data or the architecture.
     """
+    if config.max_lr == "auto":  # stays so, until `fit` has looked for it
+        numbers = resolve(msgspec.structs.replace(config, max_lr=None), dataset)
+        return msgspec.structs.replace(numbers, max_lr="auto")
     channels, count = dataset.spec.channels, len(dataset.train)
     if config.mean is not None and len(config.mean) != channels:
         raise UsageError(

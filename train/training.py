@@ -22,7 +22,7 @@ from .architectures import build
 from .config import BUILT_IN, TrainConfig
 from .data import load_data
 from .devices import ChosenDevice, choose_device, threads
-from .events import EpochDone, OnEvent, Started
+from .events import EpochDone, LrFound, OnEvent, Started
 from .feeds import open_feed
 from .images import Dataset
 from .loop import train
@@ -90,6 +90,8 @@ def fit(
     refuse_strangers(target)
     with staged_folder(target) as folder:
         config = recipe.resolve(_with_absolute_paths(config), dataset)
+        if config.max_lr == "auto":
+            config = _with_found_lr(config, dataset, folder=folder, notify=on_event or _ignore)
         count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
         job = _Job(config, dataset, device, choose_normalization(config, dataset), count, started)
         with threads(count):
@@ -143,6 +145,18 @@ def new_network(config: TrainConfig, dataset: Dataset, normalization: Normalizat
 def count_parameters(model: Deployable) -> int:
     """Trainable numbers in the network."""
     return sum(parameter.numel() for parameter in model.net.parameters())
+
+
+def _with_found_lr(config: TrainConfig, dataset: Dataset, *, folder: Path, notify: OnEvent) -> TrainConfig:
+    """The configuration with the rate that a sweep suggests; the sweep's picture goes into the run's folder."""
+    from .lr_finder import PICTURE, draw_sweep, find_lr
+
+    finding = find_lr(config, dataset=dataset)
+    draw_sweep(finding, folder / PICTURE)
+    found = LrFound(finding.suggestions.valley, len(finding.losses), finding.wall_s)
+    logger.info("max_lr %g: the valley of a sweep over %d batches", found.max_lr, found.steps)
+    notify(found)
+    return msgspec.structs.replace(config, max_lr=found.max_lr)
 
 
 def choose_normalization(config: TrainConfig, dataset: Dataset) -> Normalization:
