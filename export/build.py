@@ -302,6 +302,7 @@ def _provenance(job: _Job) -> Provenance:
     record = job.run.record
     recipe = msgspec.to_builtins(record.config)
     recipe["data"] |= {"data": job.data.name, "data_root": None}  # never a local path
+    recipe["weights"] = recipe["weights"] and Path(recipe["weights"]).name
     return Provenance(
         arch=record.arch,
         parameters=record.parameters,

@@ -28,7 +28,7 @@ RESNETS = (
 )
 ARCHITECTURES = SMALL_NETS + RESNETS
 SMALLEST_IMAGE = 8
-RECIPES = ("notebook", "fast", "photo")
+RECIPES = ("notebook", "fast", "photo", "finetune")
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,21 +63,30 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     Attributes:
         data: the images.
-        recipe: one of `RECIPES`. None: `photo` for a ResNet on photographs, else `notebook`.
+        recipe: one of `RECIPES`. None: `finetune` where training starts from weights, else `photo` for a
+            ResNet on photographs, else `notebook`.
         arch: one of `ARCHITECTURES`.
+        pretrained: whether training starts from torchvision's weights for the architecture.
+        weights: the file of weights, or the run, that training starts from.
+        weights_sha256: of that file; `resolve` fills it in.
         epochs, max_lr, batch_size and the other numbers down to `lr_div`: as in `shipnet.train.recipe.Recipe`.
             `max_lr` "auto" is what `shipnet.train.find_lr` finds on the training images, by its valley rule.
         seed: of the initial weights, the order of images and their augmentation.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        mean, std: per channel in units of [0, 1]; None: of the training images.
+        mean, std: per channel in units of [0, 1]; None: of the weights that training starts from where
+            they are known, else of the training images.
         balance: whether every class is seen equally often: an epoch draws images with replacement,
             each with a probability of one over its class's size.
+        compile: whether training steps run through `torch.compile`.
         workers: processes that decode photographs; 0 decodes in the training process.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     recipe: str | None = None
     arch: str | None = None
+    pretrained: bool = False
+    weights: str | None = None
+    weights_sha256: str | None = None
     epochs: int | None = None
     max_lr: float | Literal["auto"] | None = None
     batch_size: int | None = None
@@ -95,26 +104,35 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     affine_scale: float | None = None
     flip: bool | None = None
     trivial_augment: bool | None = None
+    freeze_epochs: int | None = None
     lr_div: float | None = None
     seed: int = 0
     device: str = "auto"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     balance: bool = False
+    compile: bool = False
     workers: int | None = None
 
     def __post_init__(self) -> None:
         for name, names in (("arch", ARCHITECTURES), ("recipe", RECIPES)):
             if (value := getattr(self, name)) is not None:
                 check_name(name, value, names)
-        for name, (low, high) in _WHOLE.items():
-            check_number(name, getattr(self, name), low=low, high=high, whole=True)
+        for name, (least, most) in _WHOLE.items():
+            check_number(name, getattr(self, name), low=least, high=most, whole=True)
         for name, (low, high) in _REAL.items():
             if not (name == "max_lr" and self.max_lr == "auto"):
                 check_number(name, getattr(self, name), low=low, high=high)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             check_name("device", self.device, ("auto", "cpu", "cuda", "mps"))
+        if self.pretrained and self.weights is not None:
+            raise UsageError("pretrained and weights exclude each other: training starts from one of them")
         self._check_statistics()
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether the network begins as another one ended."""
+        return self.pretrained or self.weights is not None
 
     def _check_statistics(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -132,6 +150,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 _WHOLE: dict[str, tuple[int, int]] = {
     "epochs": (1, 100_000),
     "batch_size": (2, 65_536),
+    "freeze_epochs": (0, 100_000),
     "seed": (0, 2**32 - 1),
     "workers": (0, 256),
 }

@@ -17,6 +17,7 @@ class Started:
         device: the hardware, and whether it was chosen automatically.
         data: the data set's name.
         steps: optimiser steps in each epoch.
+        start: what was done with the weights that training starts from, a sentence each.
     """
 
     arch: str
@@ -27,6 +28,7 @@ class Started:
     valid_images: int
     epochs: int
     steps: int
+    start: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from shipnet.runtime.errors import TrainingError
 
+from .compiling import compiled
 from .config import TrainConfig
 from .events import EpochDone, OnEvent, StepDone
 from .feeds import Batch, Feed
+from .finetune import set_training
 from .normalize import Deployable
 from .optimizer import AVERAGE_EVERY, make_average, make_loss, make_optimizer
 from .recipe import settings
@@ -38,17 +40,18 @@ def train(model: Deployable, feed: Feed, config: TrainConfig, notify: OnEvent) -
     optimizer = make_optimizer(model, recipe)
     cross_entropy = make_loss(recipe)
     average = make_average(model, recipe)
+    network = compiled(model) if config.compile else model
     total = recipe.epochs * feed.steps
     device = model.pixel_mean.device
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     history = []
     for epoch in range(1, recipe.epochs + 1):
         start = time.perf_counter()
-        model.train()
+        set_training(model.net, frozen=epoch <= recipe.freeze_epochs)
         losses = torch.zeros(feed.steps, device=device)
         for step, (images, labels) in enumerate(feed.train(epoch), start=1):
             with bf16:
-                loss = cross_entropy(model(images), labels)
+                loss = cross_entropy(network(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             done = (epoch - 1) * feed.steps + step

@@ -72,5 +72,5 @@ def make_average(model: Deployable, recipe: Recipe) -> AveragedModel | None:
     """
     if not recipe.ema_decay:
         return None
-    decay = get_ema_multi_avg_fn(recipe.ema_decay**AVERAGE_EVERY)
+    decay = get_ema_multi_avg_fn(recipe.ema_decay**AVERAGE_EVERY)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=decay, use_buffers=True)

@@ -13,6 +13,18 @@ from shipnet.runtime.errors import UsageError
 from .config import ARCHITECTURES, BUILT_IN, RECIPES, DataConfig, TrainConfig
 
 Command = Callable[..., Any]
+
+
+class _RateType(click.ParamType):  # type: ignore[type-arg]
+    """A number, or "auto"."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Called by click."""
+        return value if value == "auto" else click.FLOAT.convert(value, param, ctx)
+
+
 _DATA_FIELDS = {
     "data": "data",
     "data_root": "data_root",
@@ -20,7 +32,9 @@ _DATA_FIELDS = {
     "image_size": "image_size",
 }
 _DATA_FIELDS["split_seed"] = "seed"
-_TRAIN_FIELDS = tuple(field for field in TrainConfig.__struct_fields__ if field != "data")
+_TRAIN_FIELDS = tuple(
+    field for field in TrainConfig.__struct_fields__ if field not in ("data", "weights_sha256")
+)
 
 _OPTIONS = (
     click.option(
@@ -45,15 +59,28 @@ _OPTIONS = (
     ),
     click.option(
         "--recipe",
-        help=f"Sets what the options below leave open: {', '.join(RECIPES)} [default: photo "
+        help=f"Sets what the options below leave open: {', '.join(RECIPES)} [default: finetune from weights, photo "
         "for a ResNet on photographs, else notebook]",
     ),
     click.option(
         "--arch",
         help=f"One of: {', '.join(ARCHITECTURES)} [default: mnist_resnet for small images, else resnet18]",
     ),
+    click.option(
+        "--pretrained",
+        is_flag=True,
+        help="Start from torchvision's weights for the ResNet [default: fresh weights]",
+    ),
+    click.option(
+        "--weights",
+        help="Start from a file of weights (safetensors, or what torch.save wrote) or the folder of a run.",
+    ),
     click.option("--epochs", type=int, help="Passes over the training images."),
-    click.option("--max-lr", type=float, help="Peak of the one-cycle learning rate."),
+    click.option(
+        "--max-lr",
+        type=_RateType(),
+        help="Peak of the one-cycle learning rate; auto: found on the training images, as find-lr does.",
+    ),
     click.option("--batch-size", type=int, help="Images per step."),
     click.option("--weight-decay", type=float, help="Decoupled, on the weights of layers alone."),
     click.option("--label-smoothing", type=float, help="Share of a label that is spread over all classes."),
@@ -82,6 +109,9 @@ _OPTIONS = (
         help="Photographs: one random operation of TrivialAugmentWide on each.",
     ),
     click.option(
+        "--freeze-epochs", type=int, help="From weights: so many of the epochs train the head alone."
+    ),
+    click.option(
         "--lr-div",
         type=float,
         help="The first stage's learning rate is the head's over this, geometric steps between.",
@@ -94,9 +124,13 @@ _OPTIONS = (
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Of initial weights, order, augmentation."
     ),
+    click.option("--compile", is_flag=True, help="Run training steps through torch.compile."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
-    click.option("--mean", help="Per channel in [0, 1], such as 0.485,0.456,0.406 [default: the data's]"),
-    click.option("--std", help="Per channel, in the same unit [default: the data's]"),
+    click.option(
+        "--mean",
+        help="Per channel in [0, 1], such as 0.485,0.456,0.406 [default: the weights', else the data's]",
+    ),
+    click.option("--std", help="Per channel, in the same unit [default: as for --mean]"),
     click.option(
         "--workers", type=int, help="Processes that decode photographs [default: one per CPU, up to 8]"
     ),

@@ -97,18 +97,17 @@ class _Rate(ProgressColumn):
 
 
 def describe(event: Started) -> str:
-    """What trains on what, in one line."""
-    return (
+    """What trains on what, in one line; one more for each thing to say about the weights that it starts from."""
+    first = (
         f"{event.arch} ({event.parameters:,} parameters) on {event.data}: {event.train_images:,} training, "
         f"{event.valid_images:,} validation images; {event.device}"
     )
+    return "\n".join((first, *event.start))
 
 
 def describe_lr(event: LrFound) -> str:
     """Which peak of the learning rate was chosen and why, in one line."""
-    return (
-        f"max_lr {event.max_lr:.3g}: the valley of a sweep over {event.steps} training batches, {event.wall_s:.1f} s"
-    )
+    return f"max_lr {event.max_lr:.3g}: the valley of a sweep over {event.steps} training batches, {event.wall_s:.1f} s"
 
 
 def cells(event: EpochDone) -> tuple[str, ...]:

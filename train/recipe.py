@@ -1,4 +1,4 @@
-"""What a configuration leaves open, decided from the data: three recipes, each a whole set of numbers."""
+"""What a configuration leaves open, decided from the data: four recipes, each a whole set of numbers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .images import Dataset
 SMALL_NET_LR = 0.05
 RESNET_LR = 2e-3
 LEAST_STEPS = 1_320
+FAST_STEPS = 600
 LEAST_PIXELS_TO_SHARE = 16_384  # in one batch
 
 
@@ -32,7 +33,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Source: L. Smith, N. Topin, Super-Convergence, arXiv:1708.07120; the numbers are fast.ai's, beta2 too.
 
     Attributes:
-        epochs: passes over the training images, all of them.
+        epochs: passes over the training images, the frozen ones included.
         max_lr: the peak of the one-cycle learning rate.
         batch_size: images per optimiser step.
         weight_decay: decoupled (AdamW), on the weights of convolutions and linear layers only.
@@ -45,6 +46,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         affine_scale: small images are scaled by a factor of up to 1 plus or minus this.
         flip: whether images are mirrored left to right at random.
         trivial_augment: whether one random operation of TrivialAugmentWide changes each photograph.
+        freeze_epochs: so many epochs train the head alone, on a body as it was loaded.
         lr_div: the first stage of the network learns with `max_lr / lr_div`, the head with `max_lr`,
             those between in geometric steps; 1: all with `max_lr`.
     """
@@ -66,6 +68,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     affine_degrees: float = 0.0
     affine_scale: float = 0.0
     trivial_augment: bool = False
+    freeze_epochs: int = 0
     lr_div: float = 1.0
 
 
@@ -117,7 +120,7 @@ def notebook(facts: Facts) -> Recipe:
 
 def fast(facts: Facts) -> Recipe:
     """The notebook's accuracy in fewer epochs: an average of the weights, smoothed labels, no long tail."""
-    by_steps = min(max(5, round(LEAST_STEPS / 2 / facts.steps)), 30) if facts.in_memory else 10
+    by_steps = min(max(5, round(FAST_STEPS / facts.steps)), 30) if facts.in_memory else 10
     return Recipe(
         epochs=facts.epochs or by_steps,
         max_lr=facts.max_lr,
@@ -146,10 +149,30 @@ def photo(facts: Facts) -> Recipe:
     )
 
 
+def finetune(facts: Facts) -> Recipe:
+    """From weights that know something: the head alone first, then all, early stages slower.
+
+    Source: J. Howard, S. Ruder, Universal Language Model Fine-tuning, arXiv:1801.06146, sections 3.2
+    and 3.3; the divisor and the single frozen epoch are those of fast.ai's `fine_tune`.
+    """
+    epochs = facts.epochs or 10
+    return Recipe(
+        epochs=epochs,
+        max_lr=SMALL_NET_LR / 5 if facts.small_net else RESNET_LR,
+        batch_size=facts.batch_size,
+        flip=facts.mirrored,
+        crop_padding=facts.crop_padding,
+        label_smoothing=0.1,
+        freeze_epochs=min(1, epochs - 1),
+        lr_div=100.0,
+    )
+
+
 _RECIPES: dict[str, Callable[[Facts], Recipe]] = {
     "notebook": notebook,
     "fast": fast,
     "photo": photo,
+    "finetune": finetune,
 }
 
 
@@ -160,7 +183,10 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
     Raises:
         UsageError: options that exclude each other, or do not go with the data or the architecture.
+        WeightsError, RunError: weights that are not where they should be.
     """
+    if config.starts_from_weights:
+        config = _with_origin(config, dataset.spec.channels)
     if config.max_lr == "auto":  # stays so, until `fit` has looked for it
         numbers = resolve(msgspec.structs.replace(config, max_lr=None), dataset)
         return msgspec.structs.replace(numbers, max_lr="auto")
@@ -172,7 +198,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     if config.batch_size is not None and config.batch_size > count:
         raise UsageError(f"batch_size is {config.batch_size}, but {dataset.name} has {count} training images")
     arch = config.arch or ("mnist_resnet" if dataset.in_memory else "resnet18")
-    name = config.recipe or _default_recipe(arch, in_memory=dataset.in_memory)
+    name = config.recipe or _default_recipe(config, arch, in_memory=dataset.in_memory)
     batch_size = config.batch_size or _batch_size(count, small=dataset.in_memory)
     facts = Facts(
         small_net=arch in SMALL_NETS,
@@ -200,13 +226,35 @@ def settings(config: TrainConfig) -> Recipe:
     return msgspec.convert({name: getattr(config, name) for name in Recipe.__struct_fields__}, Recipe)
 
 
-def _default_recipe(arch: str, *, in_memory: bool) -> str:
+def _with_origin(config: TrainConfig, channels: int) -> TrainConfig:
+    """What the weights that training starts from say about it."""
+    from .weights import find_weights, statistics_for
+
+    origin = find_weights(config)
+    mean, std = (statistics_for(values, channels) for values in (origin.mean, origin.std))
+    return msgspec.structs.replace(
+        config,
+        arch=config.arch or origin.arch,
+        weights_sha256=origin.sha256,
+        mean=config.mean or mean,
+        std=config.std or std,
+    )
+
+
+def _default_recipe(config: TrainConfig, arch: str, *, in_memory: bool) -> str:
+    if config.starts_from_weights:
+        return "finetune"
     return "notebook" if in_memory or arch in SMALL_NETS else "photo"
 
 
 def _check(config: TrainConfig, dataset: Dataset) -> None:
     """What cannot be meant together. Nothing that is asked for may be without effect."""
     chosen = settings(config)
+    if not config.starts_from_weights and (config.recipe == "finetune" or chosen.freeze_epochs):
+        what = "recipe finetune" if config.recipe == "finetune" else f"freeze_epochs {chosen.freeze_epochs}"
+        raise UsageError(f"{what}: training starts from fresh weights: give --pretrained or --weights FILE")
+    if chosen.freeze_epochs > chosen.epochs:
+        raise UsageError(f"freeze_epochs is {chosen.freeze_epochs}, but there are {chosen.epochs} epochs")
     if chosen.base_momentum > chosen.max_momentum:
         raise UsageError(
             f"base_momentum is {chosen.base_momentum}, above max_momentum, which is {chosen.max_momentum}"

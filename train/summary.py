@@ -12,6 +12,7 @@ from . import recipe
 from .architectures import build
 from .config import TrainConfig
 from .data import load_data
+from .finetune import set_training
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,18 @@ def layer_table(config: TrainConfig) -> Table:
         ShipnetError: as `fit`.
     """
     dataset = load_data(config.data)
-    arch = str(recipe.resolve(config, dataset).arch)
+    config = recipe.resolve(config, dataset)
+    arch, frozen_epochs = str(config.arch), recipe.settings(config).freeze_epochs
     spec = dataset.spec
     net = build(arch, channels=spec.channels, num_classes=len(dataset.labels), image_size=spec.height)
+    set_training(net, frozen=frozen_epochs > 0)
     layers = list_layers(net, (spec.channels, spec.height, spec.width))
     total = sum(layer.parameters for layer in layers)
     trainable = sum(layer.parameters for layer in layers if layer.trainable)
-    table = Table(title=f"{arch} on {dataset.name}", title_justify="left", show_footer=True, show_edge=False)
+    title = f"{arch} on {dataset.name}"
+    if frozen_epochs:
+        title += f": its body is frozen for {frozen_epochs} epoch(s), then all of it trains"
+    table = Table(title=title, title_justify="left", show_footer=True, show_edge=False)
     table.add_column("layer", footer="total", overflow="fold")
     table.add_column("type")
     table.add_column("output shape", footer=f"from {_shape((spec.channels, spec.height, spec.width))}")

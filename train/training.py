@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from .images import Dataset
 from .loop import train
 from .normalize import Deployable
 from .run import Run, RunRecord, encode_weights, refuse_strangers, write_run
+from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ def fit(
         UsageError, DataError, ImageError: data or options that cannot be meant.
         DeviceError: the device is not there.
         OutputError, RunError: `out` cannot be written, or holds something else.
+        WeightsError: weights to start from that cannot be had, or are another network's.
         TrainingError: the loss is no longer a number, or the device's memory is full.
 
     Example:
@@ -107,7 +110,8 @@ def _train(job: _Job, notify: OnEvent) -> tuple[Deployable, tuple[EpochDone, ...
     feed = open_feed(job.dataset, config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = new_network(config, job.dataset, job.normalization)
+        start: list[str] = []
+        model = new_network(config, job.dataset, job.normalization, tell=start.append)
     model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)
@@ -121,6 +125,7 @@ def _train(job: _Job, notify: OnEvent) -> tuple[Deployable, tuple[EpochDone, ...
             valid_images=len(job.dataset.valid),
             epochs=int(config.epochs or 0),
             steps=feed.steps,
+            start=tuple(start),
         )
     )
     try:
@@ -131,14 +136,33 @@ def _train(job: _Job, notify: OnEvent) -> tuple[Deployable, tuple[EpochDone, ...
         ) from error
 
 
-def new_network(config: TrainConfig, dataset: Dataset, normalization: Normalization) -> Deployable:
-    """The network with fresh weights; `config` as `recipe.resolve` gives it."""
+def new_network(
+    config: TrainConfig,
+    dataset: Dataset,
+    normalization: Normalization,
+    *,
+    tell: Callable[[str], None] = logger.info,
+) -> Deployable:
+    """The network as training begins: fresh, or with the weights that it starts from.
+
+    Args:
+        config: as `recipe.resolve` gives it.
+        dataset: decides input and classes.
+        normalization: goes in front of the network.
+        tell: called with each sentence about weights that were loaded.
+
+    Raises:
+        WeightsError: they cannot be had or read, or are another network's.
+    """
     net = build(
         str(config.arch),
         channels=dataset.spec.channels,
         num_classes=len(dataset.labels),
         image_size=dataset.spec.height,
     )
+    if config.starts_from_weights:
+        for sentence in load_weights(net, config, dataset.labels):
+            tell(sentence)
     return Deployable(net, normalization.mean, normalization.std)
 
 
@@ -174,7 +198,8 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
         data = msgspec.structs.replace(data, data_root=str(Path(root).absolute()) if root else None)
     else:
         data = msgspec.structs.replace(data, data=str(Path(data.data).absolute()))
-    return msgspec.structs.replace(config, data=data)
+    weights = config.weights and str(Path(config.weights).absolute())
+    return msgspec.structs.replace(config, data=data, weights=weights)
 
 
 def _record(job: _Job, model: Deployable, *, history: tuple[EpochDone, ...], weights: bytes) -> RunRecord:

@@ -36,6 +36,13 @@ def test_a_configuration_round_trips() -> None:
         ("max_lr", float("nan"), r"max_lr is nan"),
         ("batch_size", 1, r"batch_size is 1; expected a whole number from 2"),
         ("weight_decay", -1.0, r"weight_decay is -1\.0"),
+        ("label_smoothing", 1.0, r"label_smoothing is 1\.0; expected a number from 0 to 0\.9"),
+        ("ema_decay", 1.0, r"ema_decay is 1\.0"),
+        ("pct_start", 0.0, r"pct_start is 0\.0; expected a number from 0\.01 to 0\.99"),
+        ("crop_padding", 0.6, r"crop_padding is 0\.6"),
+        ("freeze_epochs", 0.5, r"freeze_epochs is 0\.5; expected a whole number"),
+        ("lr_div", 0.5, r"lr_div is 0\.5; expected a number from 1"),
+        ("recipe", "fats", r"recipe is 'fats' \(did you mean 'fast'\?\)"),
         ("seed", -1, r"seed is -1"),
         ("seed", True, r"seed is True; expected a whole number"),
         ("workers", 1000, r"workers is 1000"),
@@ -76,6 +83,11 @@ def test_a_data_value_out_of_range_is_refused_by_name(field: str, value: object,
 def test_statistics_must_be_possible(mean: tuple[float, ...], std: tuple[float, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TrainConfig(mean=mean, std=std)
+
+
+def test_training_starts_from_one_set_of_weights() -> None:
+    with pytest.raises(UsageError, match="pretrained and weights exclude each other"):
+        TrainConfig(pretrained=True, weights="weights.pth")
 
 
 @given(st.text(max_size=20).filter(lambda name: name not in ARCHITECTURES))
