@@ -13,7 +13,15 @@ import msgspec
 import numpy as np
 from torch import nn
 
-from shipnet.runtime import Bundle, BundleError, Classifier, DataError, ParityError, PreprocessSpec
+from shipnet.runtime import (
+    Bundle,
+    BundleError,
+    Classifier,
+    DataError,
+    ParityError,
+    PreprocessSpec,
+    UsageError,
+)
 from shipnet.runtime.bundle import MANIFEST
 from shipnet.runtime.manifest import (
     FORMAT_VERSION,
@@ -169,6 +177,12 @@ def _prepare(run: Run, config: ExportConfig, on_progress: OnProgress, dataset: D
             f"{data.name}: is not the data that {run.path} was trained on (its fingerprint is "
             f"{data.fingerprint[:12]}, the run's {run.record.data_fingerprint[:12]}): "
             "give the same images with --data, or train again"
+        )
+    chosen = run.record.selection
+    if chosen is not None and chosen.halves_seed != config.split_seed:
+        raise UsageError(
+            f"split_seed is {config.split_seed}, but {run.path} chose its epoch on a half of the validation images "
+            f"of split_seed {chosen.halves_seed}: what measures must be the other half"
         )
     _, evidence = split_halves(data.valid.labels, config.split_seed)
     if len(evidence) < 2:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     help="Output folder [default: artifacts/NAME, the data set's name]",
 )
 @click.option("--force", is_flag=True, help="Repeat stages whose inputs and options are unchanged.")
-def pipeline(config: TrainConfig, out: Path | None, force: bool) -> None:
+@click.option("--resume", is_flag=True, help="Go on with a training that was stopped, after its last epoch.")
+def pipeline(config: TrainConfig, out: Path | None, force: bool, resume: bool) -> None:
     """Train, export, verify and benchmark, by one command.
 
     With no option: a ResNet on scikit-learn's digits, into artifacts/digits. Stages that are finished and whose
@@ -38,7 +39,9 @@ def pipeline(config: TrainConfig, out: Path | None, force: bool) -> None:
 
     target = out or Path("artifacts") / default_name(config.data.data)
     with ProgressView() as view:
-        outcome = run_pipeline(PipelineConfig(train=config), target, force=force, on_stage=view)
+        outcome = run_pipeline(
+            PipelineConfig(train=config), target, force=force, resume=resume, on_stage=view
+        )
     render.show(*summary(outcome))
 
 

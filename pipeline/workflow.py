@@ -96,11 +96,14 @@ OnStage = Callable[[str, object], None]
 class _Pipeline:
     """One run of the pipeline over one output folder."""
 
-    def __init__(self, config: PipelineConfig, out: Path, data: Dataset, on_stage: OnStage) -> None:
+    def __init__(
+        self, config: PipelineConfig, out: Path, *, data: Dataset, on_stage: OnStage, resume: bool
+    ) -> None:
         self.config = config
         self.out = out
         self.data = data
         self.on_stage = on_stage
+        self.resume = resume
         self.skipped: list[str] = []
 
     def train(self) -> None:
@@ -115,6 +118,7 @@ class _Pipeline:
             out=self.out / "run",
             on_event=lambda event: self.on_stage("train", event),
             dataset=self.data,
+            resume=self.resume,
         )
 
     def export(self) -> None:
@@ -186,7 +190,12 @@ class _Pipeline:
 
 
 def run_pipeline(
-    config: PipelineConfig, out: Path, *, force: bool = False, on_stage: OnStage | None = None
+    config: PipelineConfig,
+    out: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    on_stage: OnStage | None = None,
 ) -> Outcome:
     """Trains, exports, verifies and benchmarks into one folder.
 
@@ -197,6 +206,7 @@ def run_pipeline(
         config: of every stage.
         out: the output folder; it will hold `run/`, `bundle/`, `samples/`, `verify.json`, `bench.json`.
         force: whether finished stages are done again.
+        resume: whether a training that was stopped goes on after its last epoch.
         on_stage: called with a stage and what happened in it.
 
     Raises:
@@ -206,7 +216,7 @@ def run_pipeline(
     data = load_data(config.train.data)
     if force:
         (out / RECORD).unlink(missing_ok=True)
-    pipeline = _Pipeline(config, out, data, on_stage or _ignore)
+    pipeline = _Pipeline(config, out, data=data, on_stage=on_stage or _ignore, resume=resume)
     for stage in STAGES:
         getattr(pipeline, stage)()
     report = decode((out / "bench.json").read_bytes(), BenchReport, where=str(out / "bench.json"))

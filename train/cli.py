@@ -15,9 +15,12 @@ from .options import training_options
 @click.command()
 @training_options
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [default: artifacts/NAME/run]")
+@click.option(
+    "--resume", is_flag=True, help="Go on with an unfinished run, to the same weights as without a break."
+)
 @click.option("--summary", is_flag=True, help="Print the network's layers and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's record as JSON.")
-def train(config: TrainConfig, out: Path | None, summary: bool, as_json: bool) -> None:
+def train(config: TrainConfig, out: Path | None, resume: bool, summary: bool, as_json: bool) -> None:
     """Train a network on a folder of labelled images or a built-in data set.
 
     Writes a run: weights, run.json, history.csv, curves.png. With no option: scikit-learn's digits.
@@ -35,12 +38,12 @@ def train(config: TrainConfig, out: Path | None, summary: bool, as_json: bool) -
     from .training import fit
 
     with training_display() as on_event:
-        run = fit(config, out, on_event=on_event)
+        run = fit(config, out, on_event=on_event, resume=resume)
     if as_json:
         render.print_json(run.record)
     else:
         record = run.record
         render.show(
-            f"accuracy {record.accuracy:.2%} on {record.valid_images:,} validation images, {record.wall_s:.1f} s",
+            f"accuracy {record.accuracy:.2%} on {record.measured_images:,} validation images, {record.wall_s:.1f} s",
             str(run.path),
         )

@@ -28,6 +28,7 @@ RESNETS = (
 )
 ARCHITECTURES = SMALL_NETS + RESNETS
 SMALLEST_IMAGE = 8
+Keep = Literal["last", "best"]
 RECIPES = ("notebook", "fast", "photo", "finetune")
 
 
@@ -78,6 +79,10 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         balance: whether every class is seen equally often: an epoch draws images with replacement,
             each with a probability of one over its class's size.
         compile: whether training steps run through `torch.compile`.
+        keep: whether the run holds the last epoch's weights or the best epoch's. The best is the most
+            accurate on the selection half of the validation images; accuracy is then stated on the other half.
+        patience: training stops after so many epochs without a better one, on that same half; None: never.
+        deterministic: whether torch may only use algorithms that give the same bits twice on one machine.
         workers: processes that decode photographs; 0 decodes in the training process.
     """
 
@@ -112,6 +117,9 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     std: tuple[float, ...] | None = None
     balance: bool = False
     compile: bool = False
+    keep: Keep = "last"
+    patience: int | None = None
+    deterministic: bool = False
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -123,6 +131,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         for name, (low, high) in _REAL.items():
             if not (name == "max_lr" and self.max_lr == "auto"):
                 check_number(name, getattr(self, name), low=low, high=high)
+        check_name("keep", self.keep, ("last", "best"))
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             check_name("device", self.device, ("auto", "cpu", "cuda", "mps"))
         if self.pretrained and self.weights is not None:
@@ -133,6 +142,11 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def starts_from_weights(self) -> bool:
         """Whether the network begins as another one ended."""
         return self.pretrained or self.weights is not None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether something is chosen on validation images: the epoch that is kept, or when to stop."""
+        return self.keep == "best" or self.patience is not None
 
     def _check_statistics(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -152,6 +166,7 @@ _WHOLE: dict[str, tuple[int, int]] = {
     "batch_size": (2, 65_536),
     "freeze_epochs": (0, 100_000),
     "seed": (0, 2**32 - 1),
+    "patience": (1, 100_000),
     "workers": (0, 256),
 }
 _REAL: dict[str, tuple[float, float]] = {

@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .images import Dataset, pixels
 from .order import epoch_order
 from .recipe import Recipe, settings
+from .splits import Indices
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, H, W, C), int64 (B,)
 # Small images: more does not evaluate faster on a CPU, and activations stay in its cache.
@@ -34,8 +35,11 @@ class Feed(Protocol):
     def train(self, epoch: int) -> Iterator[Batch]:
         """`steps` augmented batches of equal size, on the device; what is left over sits the epoch out."""
 
-    def valid(self) -> Iterator[Batch]:
-        """Every validation image once, in order, on the device."""
+    def names(self, epoch: int, step: int) -> tuple[str, ...]:
+        """Of the images in one training batch; both numbers count from 1."""
+
+    def valid(self, indices: Indices | None = None) -> Iterator[Batch]:
+        """Every validation image once, or those at `indices`, in order, on the device."""
 
 
 def open_feed(dataset: Dataset, config: TrainConfig, device: torch.device) -> Feed:
@@ -59,7 +63,7 @@ class MemoryFeed:
     def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
         assert config.batch_size is not None and config.flip is not None
         self.device, self.seed, self.batch_size = device, config.seed, config.batch_size
-        self.train_labels, self.balance = dataset.train.labels, config.balance
+        self.train_set, self.balance = dataset.train, config.balance
         self.steps = len(dataset.train) // config.batch_size
         self.labels = torch.from_numpy(dataset.train.labels).to(device)
         images = torch.from_numpy(pixels(dataset.train, dataset.spec)).to(device)
@@ -70,16 +74,26 @@ class MemoryFeed:
     def train(self, epoch: int) -> Iterator[Batch]:
         """As `Feed.train`."""
         generator = epoch_generator(self.seed, epoch)
-        order = epoch_order(self.train_labels, generator, balance=self.balance).to(self.device)
+        order = epoch_order(self.train_set.labels, generator, balance=self.balance).to(self.device)
         for step in range(self.steps):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield self.augment(chosen, generator), self.labels[chosen]
 
-    def valid(self) -> Iterator[Batch]:
+    def names(self, epoch: int, step: int) -> tuple[str, ...]:
+        """As `Feed.names`."""
+        order = epoch_order(self.train_set.labels, epoch_generator(self.seed, epoch), balance=self.balance)
+        chosen = order[(step - 1) * self.batch_size : step * self.batch_size]
+        return tuple(self.train_set.names[index] for index in chosen.tolist())
+
+    def valid(self, indices: Indices | None = None) -> Iterator[Batch]:
         """As `Feed.valid`."""
-        for start in range(0, len(self.valid_labels), EVALUATION_BATCH):
+        images, labels = self.valid_images, self.valid_labels
+        if indices is not None:
+            chosen = torch.from_numpy(indices).to(self.device)
+            images, labels = images[chosen], labels[chosen]
+        for start in range(0, len(labels), EVALUATION_BATCH):
             part = slice(start, start + EVALUATION_BATCH)
-            yield self.valid_images[part], self.valid_labels[part]
+            yield images[part], labels[part]
 
 
 Item = tuple[int, int | None]  # an image's index, and the seed of its augmentation (None: validation)
@@ -91,7 +105,7 @@ class FileFeed:
     def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
         assert config.batch_size is not None and config.flip is not None and config.workers is not None
         self.device, self.seed, self.batch_size = device, config.seed, config.batch_size
-        self.train_labels, self.balance = dataset.train.labels, config.balance
+        self.train_set, self.balance = dataset.train, config.balance
         self.valid_count = len(dataset.valid)
         self.steps = len(dataset.train) // config.batch_size
         self.plan = _Plan()
@@ -107,15 +121,22 @@ class FileFeed:
     def train(self, epoch: int) -> Iterator[Batch]:
         """As `Feed.train`."""
         generator = epoch_generator(self.seed, epoch)
-        order = epoch_order(self.train_labels, generator, balance=self.balance)
+        order = epoch_order(self.train_set.labels, generator, balance=self.balance)
         order = order[: self.steps * self.batch_size]
         seeds = torch.randint(2**62, (len(order),), generator=generator)
         items: list[Item] = list(zip(order.tolist(), seeds.tolist(), strict=True))
         return self._batches(items, self.batch_size)
 
-    def valid(self) -> Iterator[Batch]:
+    def names(self, epoch: int, step: int) -> tuple[str, ...]:
+        """As `Feed.names`."""
+        order = epoch_order(self.train_set.labels, epoch_generator(self.seed, epoch), balance=self.balance)
+        chosen = order[(step - 1) * self.batch_size : step * self.batch_size]
+        return tuple(self.train_set.names[index] for index in chosen.tolist())
+
+    def valid(self, indices: Indices | None = None) -> Iterator[Batch]:
         """As `Feed.valid`."""
-        return self._batches([(index, None) for index in range(self.valid_count)], self.batch_size)
+        chosen = range(self.valid_count) if indices is None else indices.tolist()
+        return self._batches([(index, None) for index in chosen], self.batch_size)
 
     def _batches(self, items: list[Item], size: int) -> Iterator[Batch]:
         self.plan.batches = [items[start : start + size] for start in range(0, len(items), size)]

@@ -132,6 +132,19 @@ _OPTIONS = (
     ),
     click.option("--std", help="Per channel, in the same unit [default: as for --mean]"),
     click.option(
+        "--keep",
+        type=click.Choice(["last", "best"]),
+        default="last",
+        show_default=True,
+        help="Epoch whose weights are kept; the best is chosen on half of the validation images.",
+    ),
+    click.option(
+        "--patience", type=int, help="Stop after so many epochs without a better one [default: never]"
+    ),
+    click.option(
+        "--deterministic", is_flag=True, help="The same weights twice on one machine; slower on a GPU."
+    ),
+    click.option(
         "--workers", type=int, help="Processes that decode photographs [default: one per CPU, up to 8]"
     ),
 )

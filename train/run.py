@@ -15,7 +15,7 @@ from shipnet.runtime.errors import BundleError, ShipnetError
 from shipnet.runtime.manifest import Sha256, decode, encode
 from shipnet.runtime.preprocess import PreprocessSpec
 
-from .config import TrainConfig
+from .config import Keep, TrainConfig
 from .events import EpochDone
 
 if TYPE_CHECKING:
@@ -34,6 +34,29 @@ class RunError(ShipnetError):
     """A folder that is no training run, or a damaged one."""
 
 
+class Selection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was chosen on validation images, and on which.
+
+    Attributes:
+        keep: "best" where the epoch was chosen, "last" where only the end of training was.
+        patience: so many epochs without a better one ended the training; None: it ran to its end.
+        metric: of which a higher value is better.
+        halves_seed: of `split_halves`; its first half chose, its second is evidence.
+        images: in the half that chose.
+        epoch: whose weights the run holds.
+        accuracy, valid_loss: of that epoch on the half that chose.
+    """
+
+    keep: Keep
+    patience: int | None
+    metric: str = "accuracy"
+    halves_seed: int
+    images: int
+    epoch: int
+    accuracy: float
+    valid_loss: float
+
+
 class RunRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`run.json`: everything about a run but its weights.
 
@@ -46,9 +69,12 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         preprocess: how an image became the network's input.
         mean, std: per channel in units of [0, 1], as they normalised.
         data_fingerprint: sha256 over every image's name, label and bytes.
-        epochs, accuracy, valid_loss: of the weights, which are the last epoch's: nothing was
-            chosen on the validation images.
-        history: one value per epoch.
+        epochs: that were trained.
+        accuracy, valid_loss: of the weights, on `measured_images` validation images: all of them, or
+            where something was chosen on some, the evidence half, which chose nothing.
+        selection: what was chosen on validation images; None: nothing, and the weights are the last epoch's.
+        history: one value per epoch, measured on all validation images, or on the half that chose.
+        resumed_after: the epochs after which training went on in a new process.
         warnings: what was odd about the data.
         git_commit: of the code, where it ran from a checkout; "-dirty" where that was changed.
         wall_s: of the training, data loading included.
@@ -72,11 +98,14 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     epochs: int
     accuracy: float
     valid_loss: float
+    measured_images: int
+    selection: Selection | None
     history: tuple[EpochDone, ...]
     warnings: tuple[str, ...]
     device: str
     versions: dict[str, str]
     git_commit: str | None
+    resumed_after: tuple[int, ...]
     wall_s: float
     weights_sha256: Sha256
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from shipnet.runtime.errors import DataError
 
 Indices = NDArray[np.int64]
+HALVES_SEED = (
+    0  # by which training divides validation images where it chooses on them; also the export's default
+)
 
 
 def split_train_valid(

@@ -7,7 +7,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,27 @@ from shipnet.runtime.staging import staged_folder
 
 from . import channel_stats, provenance, recipe
 from .architectures import build
+from .checkpoint import Checkpoint, CheckpointFolder
 from .config import BUILT_IN, TrainConfig
 from .data import load_data
-from .devices import ChosenDevice, choose_device, threads
-from .events import EpochDone, LrFound, OnEvent, Started
+from .devices import ChosenDevice, choose_device, deterministic, threads
+from .events import LrFound, OnEvent, Started
 from .feeds import open_feed
 from .images import Dataset
-from .loop import train
+from .loop import evaluate, train
 from .normalize import Deployable
-from .run import Run, RunRecord, encode_weights, refuse_strangers, write_run
+from .run import (
+    Run,
+    RunError,
+    RunRecord,
+    Selection,
+    encode_weights,
+    load_run,
+    refuse_strangers,
+    write_run,
+)
+from .splits import HALVES_SEED, Indices, split_halves
+from .state import TrainingState
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -36,20 +49,45 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One training, with every choice made."""
+    """One training, with every choice made.
 
+    Attributes:
+        asked: the configuration before a learning rate was looked for.
+        checkpoint: from which it goes on; None: from the start.
+    """
+
+    asked: TrainConfig
     config: TrainConfig
     dataset: Dataset
     device: ChosenDevice
     normalization: Normalization
     threads: int
     started: float
+    checkpoint: Checkpoint | None
 
     @property
     def hardware(self) -> str:
         """What computes, in words."""
         on_cpu = self.device.device.type == "cpu"
         return f"{self.device.description}, {self.threads} thread(s)" if on_cpu else self.device.description
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds until now, those of the processes before this one included."""
+        earlier = self.checkpoint.elapsed_s if self.checkpoint else 0.0
+        return earlier + time.perf_counter() - self.started
+
+    @property
+    def resumed_after(self) -> tuple[int, ...]:
+        """The epochs after which a new process went on."""
+        return (*self.checkpoint.resumed_after, self.checkpoint.epoch) if self.checkpoint else ()
+
+    @property
+    def halves(self) -> tuple[Indices | None, Indices | None]:
+        """The validation images that choose and those that measure what was chosen; None: all of them."""
+        if not self.config.chooses:
+            return None, None
+        return split_halves(self.dataset.valid.labels, HALVES_SEED)
 
 
 def fit(
@@ -58,10 +96,13 @@ def fit(
     *,
     on_event: OnEvent | None = None,
     dataset: Dataset | None = None,
+    resume: bool = False,
 ) -> Run:
     """Trains a network and writes its run, whole or not at all.
 
-    The caller's random state is left as it was.
+    After every epoch a checkpoint is written into `OUT.partial`, which goes when the run is whole: a
+    process that dies at any moment loses no more than the epoch it was in. The caller's random state is
+    left as it was.
 
     Args:
         config: what to train on what, and how.
@@ -69,6 +110,8 @@ def fit(
             stands there is replaced when the new one is complete.
         on_event: called with each `Event`, in this thread.
         dataset: what `load_data(config.data)` gave, where the caller has it already.
+        resume: whether to go on from the last checkpoint, to the same weights as without the break. With
+            none, training starts at the beginning; where the very run stands finished, it is returned.
 
     Returns:
         The run, as `load_run` would open it.
@@ -76,7 +119,8 @@ def fit(
     Raises:
         UsageError, DataError, ImageError: data or options that cannot be meant.
         DeviceError: the device is not there.
-        OutputError, RunError: `out` cannot be written, or holds something else.
+        OutputError, RunError: `out` cannot be written, or holds something else; what is to be resumed
+            is damaged, or was another training: the message names the fields that differ.
         WeightsError: weights to start from that cannot be had, or are another network's.
         TrainingError: the loss is no longer a number, or the device's memory is full.
 
@@ -89,32 +133,41 @@ def fit(
     started = time.perf_counter()
     device = choose_device(config.device)
     dataset = dataset or load_data(config.data)
-    target = Path(out) if out is not None else Path("artifacts") / dataset.name / "run"
-    refuse_strangers(target)
-    with staged_folder(target) as folder:
-        config = recipe.resolve(_with_absolute_paths(config), dataset)
-        if config.max_lr == "auto":
-            config = _with_found_lr(config, dataset, folder=folder, notify=on_event or _ignore)
+    place = Path(out) if out is not None else Path("artifacts") / dataset.name / "run"
+    refuse_strangers(place)
+    asked = recipe.resolve(_with_absolute_paths(config), dataset)
+    checkpoints = CheckpointFolder(place)
+    if resume and checkpoints.read() is None and (finished := _finished(place, asked, dataset)) is not None:
+        return finished
+    checkpoint = checkpoints.open(asked, dataset.fingerprint, resume=resume)
+    notify = on_event or _ignore
+    with checkpoints.kept_on_failure(asked), deterministic(asked.deterministic):
+        if checkpoint is not None:
+            config, normalization = checkpoint.config, checkpoint.normalization
+        else:
+            config = _with_found_lr(asked, dataset, folder=checkpoints.path, notify=notify)
+            normalization = choose_normalization(config, dataset)
         count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
-        job = _Job(config, dataset, device, choose_normalization(config, dataset), count, started)
-        with threads(count):
-            model, history = _train(job, on_event or _ignore)
-        weights = encode_weights(model.net.state_dict())
-        record = _record(job, model, history=history, weights=weights)
-        write_run(folder, record, weights)
-    return Run(target, record)
+        job = _Job(asked, config, dataset, device, normalization, count, started, checkpoint)
+        with threads(count), _own_random_state(device.device, config.seed):
+            record, weights = _train(job, checkpoints, notify)
+        with staged_folder(place) as folder:
+            write_run(folder, record, weights)
+            checkpoints.hand_over(folder)
+    checkpoints.clear()
+    return Run(place, record)
 
 
-def _train(job: _Job, notify: OnEvent) -> tuple[Deployable, tuple[EpochDone, ...]]:
+def _train(job: _Job, checkpoints: CheckpointFolder, notify: OnEvent) -> tuple[RunRecord, bytes]:
     config, device = job.config, job.device.device
     feed = open_feed(job.dataset, config, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        start: list[str] = []
-        model = new_network(config, job.dataset, job.normalization, tell=start.append)
-    model.to(device)
+    start: list[str] = []
+    model = new_network(config, job.dataset, job.normalization, tell=start.append).to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)
+    state = TrainingState.begin(model, config)
+    if job.checkpoint is not None:
+        checkpoints.restore(job.checkpoint, state)
     notify(
         Started(
             arch=str(config.arch),
@@ -128,12 +181,28 @@ def _train(job: _Job, notify: OnEvent) -> tuple[Deployable, tuple[EpochDone, ...
             start=tuple(start),
         )
     )
+    for epoch in state.history:
+        notify(epoch)
+    selection, evidence = job.halves
     try:
-        return model, train(model, feed, config, notify)
+        train(
+            state,
+            feed,
+            config,
+            notify=notify,
+            selection=selection,
+            save=lambda state: checkpoints.write(_checkpoint(job, state), state.tensors()),
+        )
+        kept = state.kept
+        measured = (
+            (kept.valid_loss, kept.accuracy) if evidence is None else evaluate(model, feed.valid(evidence))
+        )
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"{job.device.description}: its memory is full at batches of {config.batch_size}: lower --batch-size"
         ) from error
+    weights = encode_weights(model.net.state_dict())
+    return _record(job, state, measured=measured, weights=weights), weights
 
 
 def new_network(
@@ -172,9 +241,11 @@ def count_parameters(model: Deployable) -> int:
 
 
 def _with_found_lr(config: TrainConfig, dataset: Dataset, *, folder: Path, notify: OnEvent) -> TrainConfig:
-    """The configuration with the rate that a sweep suggests; the sweep's picture goes into the run's folder."""
+    """The configuration, "auto" replaced by the rate that a sweep suggests; its picture goes into the folder."""
     from .lr_finder import PICTURE, draw_sweep, find_lr
 
+    if config.max_lr != "auto":
+        return config
     finding = find_lr(config, dataset=dataset)
     draw_sweep(finding, folder / PICTURE)
     found = LrFound(finding.suggestions.valley, len(finding.losses), finding.wall_s)
@@ -202,13 +273,52 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return msgspec.structs.replace(config, data=data, weights=weights)
 
 
-def _record(job: _Job, model: Deployable, *, history: tuple[EpochDone, ...], weights: bytes) -> RunRecord:
-    dataset, last = job.dataset, history[-1]
+def _checkpoint(job: _Job, state: TrainingState) -> Checkpoint:
+    return Checkpoint(
+        asked=job.asked,
+        config=job.config,
+        data_fingerprint=job.dataset.fingerprint,
+        normalization=job.normalization,
+        hardware=job.hardware,
+        versions=provenance.versions(),
+        history=state.history,
+        resumed_after=job.resumed_after,
+        elapsed_s=job.wall_s,
+    )
+
+
+def _finished(place: Path, config: TrainConfig, dataset: Dataset) -> Run | None:
+    """The run that stands at `place`, where it is the very one that is asked for."""
+    try:
+        run = load_run(place)
+    except RunError:
+        return None
+    found = run.record.config
+    if config.max_lr == "auto":
+        found = msgspec.structs.replace(found, max_lr="auto")
+    same = found == config and run.record.data_fingerprint == dataset.fingerprint
+    if same:
+        logger.warning("%s: is finished, nothing to resume", place)
+    return run if same else None
+
+
+@contextmanager
+def _own_random_state(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeds torch's generators, and gives the caller's state back in the end."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _record(job: _Job, state: TrainingState, *, measured: tuple[float, float], weights: bytes) -> RunRecord:
+    dataset = job.dataset
+    valid_loss, accuracy = measured
+    _, evidence = job.halves
     return RunRecord(
         created_utc=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         config=job.config,
         arch=str(job.config.arch),
-        parameters=count_parameters(model),
+        parameters=count_parameters(state.model),
         data=dataset.name,
         labels=dataset.labels,
         preprocess=dataset.spec,
@@ -218,16 +328,34 @@ def _record(job: _Job, model: Deployable, *, history: tuple[EpochDone, ...], wei
         train_images=len(dataset.train),
         valid_images=len(dataset.valid),
         test_images=len(dataset.test) if dataset.test is not None else 0,
-        epochs=last.epoch,
-        accuracy=last.accuracy,
-        valid_loss=last.valid_loss,
-        history=history,
+        epochs=state.history[-1].epoch,
+        accuracy=accuracy,
+        valid_loss=valid_loss,
+        measured_images=len(dataset.valid) if evidence is None else len(evidence),
+        selection=_selection(job, state),
+        history=state.history,
         warnings=dataset.warnings,
         device=job.hardware,
         versions=provenance.versions(),
         git_commit=provenance.git_commit(),
-        wall_s=time.perf_counter() - job.started,
+        resumed_after=job.resumed_after,
+        wall_s=job.wall_s,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+
+
+def _selection(job: _Job, state: TrainingState) -> Selection | None:
+    chosen, _ = job.halves
+    if chosen is None:
+        return None
+    return Selection(
+        keep=job.config.keep,
+        patience=job.config.patience,
+        halves_seed=HALVES_SEED,
+        images=len(chosen),
+        epoch=state.kept.epoch,
+        accuracy=state.kept.accuracy,
+        valid_loss=state.kept.valid_loss,
     )
 
 

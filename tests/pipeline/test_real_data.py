@@ -24,7 +24,9 @@ def formats(outcome: Outcome) -> dict[str, tuple[int, int]]:
 
 
 def test_all_formats_agree_on_every_mnist_test_image(real_data: Path, tmp_path: Path) -> None:
-    train = TrainConfig(data=DataConfig(data="mnist", data_root=str(real_data)), arch="mnist_resnet", epochs=1)
+    train = TrainConfig(
+        data=DataConfig(data="mnist", data_root=str(real_data)), arch="mnist_resnet", epochs=1
+    )
     outcome = run_pipeline(PipelineConfig(train=train), tmp_path / "out")
     assert load_run(tmp_path / "out" / "run").record.accuracy > 0.96
     assert formats(outcome) == {"onnx": (10_000, 0), "torchscript": (10_000, 0), "pt2": (10_000, 0)}

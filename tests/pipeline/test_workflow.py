@@ -20,6 +20,7 @@ from shipnet.runtime import Bundle, Classifier
 from shipnet.runtime.benchmark import BenchReport
 from shipnet.runtime.manifest import decode
 from shipnet.train import TrainConfig, load_run
+from shipnet.train.events import EpochDone
 from shipnet.workflow import RECORD, PipelineConfig, run_pipeline
 
 QUICK = ("--arch", "conv_cnn", "--epochs", "2", "--device", "cpu")
@@ -155,4 +156,17 @@ def test_ctrl_c_ends_it_with_one_line_and_no_half_result(tmp_path: Path) -> None
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1] == "Aborted!"
     assert out == ""
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name != RECORD]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {RECORD, "run.partial"}
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    def stop(stage: str, event: object) -> None:
+        if isinstance(event, EpochDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(CONFIG, tmp_path / "out", on_stage=stop)
+    done = invoke("pipeline", *QUICK, "--resume", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert load_run(tmp_path / "out" / "run").record.resumed_after == (1,)
+    assert not (tmp_path / "out" / "run.partial").exists()

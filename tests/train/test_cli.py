@@ -72,7 +72,7 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], exit_code: int, messa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "shipnet", "train", "--epochs", "1000", "--device", "cpu"]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "out" / "run")],
@@ -90,4 +90,5 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "Aborted!" in errors
     assert "Traceback" not in errors
-    assert not any((tmp_path / "out").iterdir())
+    assert "the same command with --resume goes on" in errors
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.partial"]
