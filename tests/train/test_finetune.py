@@ -342,3 +342,16 @@ def test_the_command_fine_tunes_and_says_so(digits_run: Path, tmp_path: Path) ->
     assert (trainable["conv1.0"], trainable["head.0"]) == ("no", "yes")
     assert trainable["total"] == "1,460"
     assert "its body is frozen for 1 epoch(s)" in summary.stdout
+
+
+def test_a_bundle_names_the_weights_and_not_their_place(digits_run: Path, tmp_path: Path) -> None:
+    from shipnet.export import export
+
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(load_run(digits_run).weights_path.read_bytes())
+    config = TrainConfig(arch="conv_cnn", weights=str(file), epochs=1, device="cpu")
+    bundle = export(fit(config, tmp_path / "run"))
+    recipe = bundle.manifest.provenance.recipe
+    assert (recipe["weights"], recipe["recipe"]) == ("mine.safetensors", "finetune")
+    assert recipe["weights_sha256"] == load_run(digits_run).record.weights_sha256
+    assert str(tmp_path) not in (bundle.path / "manifest.json").read_text(encoding="utf-8")
