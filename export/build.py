@@ -20,7 +20,6 @@ from shipnet.runtime import (
     DataError,
     ParityError,
     PreprocessSpec,
-    UsageError,
 )
 from shipnet.runtime.bundle import MANIFEST
 from shipnet.runtime.manifest import (
@@ -178,19 +177,14 @@ def _prepare(run: Run, config: ExportConfig, on_progress: OnProgress, dataset: D
             f"{data.fingerprint[:12]}, the run's {run.record.data_fingerprint[:12]}): "
             "give the same images with --data, or train again"
         )
-    chosen = run.record.selection
-    if chosen is not None and chosen.halves_seed != config.split_seed:
-        raise UsageError(
-            f"split_seed is {config.split_seed}, but {run.path} chose its epoch on a half of the validation images "
-            f"of split_seed {chosen.halves_seed}: what measures must be the other half"
-        )
-    _, evidence = split_halves(data.valid.labels, config.split_seed)
+    split_seed = run.record.evaluation.split_seed  # what was chosen, was chosen on the other half
+    _, evidence = split_halves(data.valid.labels, split_seed)
     if len(evidence) < 2:
         raise DataError(
             f"{data.name}: {len(data.valid)} validation images are too few to prove anything: add images"
         )
     on_progress("data", 1, 1)
-    shuffled = np.random.default_rng(config.split_seed).permutation(evidence)
+    shuffled = np.random.default_rng(split_seed).permutation(evidence)
     return _Job(run, config, data, run.network().eval(), shuffled, on_progress)
 
 
@@ -291,7 +285,7 @@ def _manifest(folder: Path, job: _Job, parities: dict[str, Parity]) -> Manifest:
         preprocess=spec,
         normalization=Normalization(mean=record.mean, std=record.std),
         output=OutputSpec(name=OUTPUT, num_classes=len(job.data.labels)),
-        temperature=1.0,
+        temperature=record.temperature,
         variants=(fp32,),
         interop=_interop(job, parities),
         provenance=_provenance(job),
@@ -326,7 +320,7 @@ def _provenance(job: _Job) -> Provenance:
         validation_images=len(job.data.valid),
         recipe=recipe,
         seed=record.config.seed,
-        split_seed=job.config.split_seed,
+        split_seed=record.evaluation.split_seed,
         epochs=record.epochs,
         versions={**record.versions, **installed_versions(_LIBRARIES)},
         git_commit=record.git_commit,

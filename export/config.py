@@ -19,7 +19,6 @@ class ExportConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         max_relative_difference: the largest absolute logit difference over the logits' scale.
         max_flip_rate: the share of validation images whose top-1 label may change, 0 to 1.
         batch_sizes: at which logits are compared.
-        split_seed: of the split of the validation images into selection and evidence half.
         interop: whether TorchScript, `.pt2` and safetensors are written too.
     """
 
@@ -29,5 +28,4 @@ class ExportConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_relative_difference: Annotated[float, Meta(gt=0.0)] = FP32_MAX_RELATIVE_DIFFERENCE
     max_flip_rate: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     batch_sizes: tuple[Annotated[int, Meta(ge=1)], ...] = (1, 2, 3, 7, 64)
-    split_seed: int = 0
     interop: bool = True

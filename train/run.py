@@ -16,6 +16,7 @@ from shipnet.runtime.manifest import Sha256, decode, encode
 from shipnet.runtime.preprocess import PreprocessSpec
 
 from .config import Keep, TrainConfig
+from .evaluation import RunEvaluation
 from .events import EpochDone
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             where something was chosen on some, the evidence half, which chose nothing.
         selection: what was chosen on validation images; None: nothing, and the weights are the last epoch's.
         history: one value per epoch, measured on all validation images, or on the half that chose.
+        temperature: what logits are divided by before the softmax; `evaluation` says what it was fitted on.
+        evaluation: what was measured of the weights when training was over.
         resumed_after: the epochs after which training went on in a new process.
         warnings: what was odd about the data.
         git_commit: of the code, where it ran from a checkout; "-dirty" where that was changed.
@@ -101,6 +104,8 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     measured_images: int
     selection: Selection | None
     history: tuple[EpochDone, ...]
+    temperature: float
+    evaluation: RunEvaluation
     warnings: tuple[str, ...]
     device: str
     versions: dict[str, str]

@@ -25,6 +25,7 @@ from .checkpoint import Checkpoint, CheckpointFolder
 from .config import BUILT_IN, TrainConfig
 from .data import load_data
 from .devices import ChosenDevice, choose_device, deterministic, threads
+from .evaluation import RunEvaluation, evaluate_run
 from .events import LrFound, OnEvent, Started
 from .feeds import open_feed
 from .images import Dataset
@@ -197,12 +198,13 @@ def _train(job: _Job, checkpoints: CheckpointFolder, notify: OnEvent) -> tuple[R
         measured = (
             (kept.valid_loss, kept.accuracy) if evidence is None else evaluate(model, feed.valid(evidence))
         )
+        evaluation = evaluate_run(model, job.dataset, batches=feed.valid(), chooses=config.chooses)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"{job.device.description}: its memory is full at batches of {config.batch_size}: lower --batch-size"
         ) from error
     weights = encode_weights(model.net.state_dict())
-    return _record(job, state, measured=measured, weights=weights), weights
+    return _record(job, state, measured=measured, evaluation=evaluation, weights=weights), weights
 
 
 def new_network(
@@ -310,7 +312,14 @@ def _own_random_state(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _record(job: _Job, state: TrainingState, *, measured: tuple[float, float], weights: bytes) -> RunRecord:
+def _record(
+    job: _Job,
+    state: TrainingState,
+    *,
+    measured: tuple[float, float],
+    evaluation: RunEvaluation,
+    weights: bytes,
+) -> RunRecord:
     dataset = job.dataset
     valid_loss, accuracy = measured
     _, evidence = job.halves
@@ -334,6 +343,8 @@ def _record(job: _Job, state: TrainingState, *, measured: tuple[float, float], w
         measured_images=len(dataset.valid) if evidence is None else len(evidence),
         selection=_selection(job, state),
         history=state.history,
+        temperature=evaluation.temperature,
+        evaluation=evaluation,
         warnings=dataset.warnings,
         device=job.hardware,
         versions=provenance.versions(),

@@ -66,6 +66,22 @@ def test_the_manifest_carries_what_was_proved(digits_bundle: Path, run: Run) -> 
     assert {entry.format for entry in report.formats} == {"onnx", "torchscript", "pt2"}
 
 
+def test_scores_are_those_under_the_temperature_that_the_run_fitted(
+    digits_bundle: Path,
+    run: Run,
+    images: np.ndarray,  # type: ignore[type-arg]
+) -> None:
+    manifest = Bundle.open(digits_bundle).manifest
+    assert manifest.temperature == run.record.temperature != 1.0
+    assert manifest.provenance.split_seed == run.record.evaluation.split_seed
+    assert manifest.variant("fp32").parity.accuracy == run.record.evaluation.evidence
+    worst = run.record.evaluation.top_losses[0]
+    with Classifier.load(digits_bundle, device="cpu") as classifier:
+        found = classifier(images[worst.index])
+    assert found.label == worst.label
+    assert found.score == pytest.approx(worst.score, rel=1e-4)
+
+
 def test_no_local_path_leaves_the_machine(digits_bundle: Path, digits_run: Path) -> None:
     here = Path(__file__).parent.parent.parent
     for path in digits_bundle.rglob("*"):
