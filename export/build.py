@@ -177,6 +177,7 @@ def _prepare(run: Run, config: ExportConfig, on_progress: OnProgress, dataset: D
             f"{data.fingerprint[:12]}, the run's {run.record.data_fingerprint[:12]}): "
             "give the same images with --data, or train again"
         )
+    data = data.without(run.record.unreadable)
     split_seed = run.record.evaluation.split_seed  # what was chosen, was chosen on the other half
     _, evidence = split_halves(data.valid.labels, split_seed)
     if len(evidence) < 2:
@@ -318,6 +319,7 @@ def _provenance(job: _Job) -> Provenance:
         data_fingerprint=record.data_fingerprint,
         train_images=len(job.data.train),
         validation_images=len(job.data.valid),
+        unreadable_images=len(record.unreadable),
         recipe=recipe,
         seed=record.config.seed,
         split_seed=record.evaluation.split_seed,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from shipnet.runtime.errors import require
-from shipnet.train.config import BUILT_IN, TrainConfig
-from shipnet.train.options import training_options
+from shipnet.train.config import BUILT_IN, CacheConfig, TrainConfig
+from shipnet.train.options import cache_options, training_options
 
 if TYPE_CHECKING:
     from .workflow import Outcome
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @training_options
+@cache_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Repeat stages whose inputs and options are unchanged.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped, after its last epoch.")
-def pipeline(config: TrainConfig, out: Path | None, force: bool, resume: bool) -> None:
+def pipeline(config: TrainConfig, cache: CacheConfig, out: Path | None, force: bool, resume: bool) -> None:
     """Train, export, verify and benchmark, by one command.
 
     With no option: a ResNet on scikit-learn's digits, into artifacts/digits. Stages that are finished and whose
@@ -35,12 +36,13 @@ def pipeline(config: TrainConfig, out: Path | None, force: bool, resume: bool) -
     from shipnet.runtime import render
 
     from .progress import ProgressView
-    from .workflow import PipelineConfig, run_pipeline
+    from .workflow import FitOptions, PipelineConfig, run_pipeline
 
     target = out or Path("artifacts") / default_name(config.data.data)
     with ProgressView() as view:
+        options = FitOptions(resume=resume, cache=cache)
         outcome = run_pipeline(
-            PipelineConfig(train=config), target, force=force, resume=resume, on_stage=view
+            PipelineConfig(train=config), target, force=force, fit_options=options, on_stage=view
         )
     render.show(*summary(outcome))
 

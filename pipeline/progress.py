@@ -8,7 +8,7 @@ from typing import Final, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from shipnet.train.events import EpochDone, LrFound, Started, StepDone
+from shipnet.train.events import EpochDone, LrFound, Reading, Started, StepDone
 from shipnet.train.progress import COLUMNS, cells, describe, describe_lr
 
 from .workflow import STAGES
@@ -68,6 +68,9 @@ class ProgressView:
             status = "done" if event == "finished" else "unchanged, skipped"
             self._bars.update(self._tasks[stage], total=1, completed=1, status=status)
             self._line(f"{stage}: {status}")
+        elif isinstance(event, Reading):
+            self._show(stage, "reads the images")
+            self._bars.update(self._tasks[stage], total=event.total, completed=event.done)
         elif isinstance(event, Started):
             self._started(stage, event)
         elif isinstance(event, LrFound):

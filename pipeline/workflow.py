@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ from shipnet.runtime.manifest import decode, encode
 from shipnet.runtime.plan import installed_versions
 from shipnet.runtime.staging import staged_folder, write_file
 from shipnet.runtime.verify import verify
-from shipnet.train import Dataset, TrainConfig, fit, load_data, load_run
+from shipnet.train import CacheConfig, Dataset, TrainConfig, fit, load_data, load_run
 from shipnet.train.recipe import resolve
 
 from . import __version__
@@ -48,6 +48,19 @@ class PipelineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     train: TrainConfig
     export: ExportConfig = msgspec.field(default_factory=ExportConfig)
     bench: BenchConfig = msgspec.field(default_factory=BenchConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """What `fit` is told besides its configuration.
+
+    Attributes:
+        resume: whether a training that was stopped goes on after its last epoch.
+        cache: where decoded photographs are kept.
+    """
+
+    resume: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 class FinishedStage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,13 +110,13 @@ class _Pipeline:
     """One run of the pipeline over one output folder."""
 
     def __init__(
-        self, config: PipelineConfig, out: Path, *, data: Dataset, on_stage: OnStage, resume: bool
+        self, config: PipelineConfig, out: Path, *, data: Dataset, on_stage: OnStage, options: FitOptions
     ) -> None:
         self.config = config
         self.out = out
         self.data = data
         self.on_stage = on_stage
-        self.resume = resume
+        self.options = options
         self.skipped: list[str] = []
 
     def train(self) -> None:
@@ -118,7 +131,8 @@ class _Pipeline:
             out=self.out / "run",
             on_event=lambda event: self.on_stage("train", event),
             dataset=self.data,
-            resume=self.resume,
+            resume=self.options.resume,
+            cache=self.options.cache,
         )
 
     def export(self) -> None:
@@ -194,7 +208,7 @@ def run_pipeline(
     out: Path,
     *,
     force: bool = False,
-    resume: bool = False,
+    fit_options: FitOptions | None = None,
     on_stage: OnStage | None = None,
 ) -> Outcome:
     """Trains, exports, verifies and benchmarks into one folder.
@@ -206,7 +220,7 @@ def run_pipeline(
         config: of every stage.
         out: the output folder; it will hold `run/`, `bundle/`, `samples/`, `verify.json`, `bench.json`.
         force: whether finished stages are done again.
-        resume: whether a training that was stopped goes on after its last epoch.
+        fit_options: how the network is trained where that changes nothing of it.
         on_stage: called with a stage and what happened in it.
 
     Raises:
@@ -216,7 +230,9 @@ def run_pipeline(
     data = load_data(config.train.data)
     if force:
         (out / RECORD).unlink(missing_ok=True)
-    pipeline = _Pipeline(config, out, data=data, on_stage=on_stage or _ignore, resume=resume)
+    pipeline = _Pipeline(
+        config, out, data=data, on_stage=on_stage or _ignore, options=fit_options or FitOptions()
+    )
     for stage in STAGES:
         getattr(pipeline, stage)()
     report = decode((out / "bench.json").read_bytes(), BenchReport, where=str(out / "bench.json"))

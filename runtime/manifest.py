@@ -135,6 +135,7 @@ class Provenance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         data: the data set's name: a built-in's, or the folder's own name.
         data_fingerprint: sha256 over every image's name, label and bytes.
+        unreadable_images: damaged ones, which neither trained nor validated.
         recipe: the training configuration, whole.
         split_seed: the seed of the split into selection and evidence half.
         versions: of every library that had a part in it.
@@ -147,6 +148,7 @@ class Provenance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     data_fingerprint: Sha256
     train_images: Positive
     validation_images: Positive
+    unreadable_images: Count
     recipe: dict[str, Any]
     seed: int
     split_seed: int

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import DataConfig, TrainConfig
+    from .config import CacheConfig, DataConfig, TrainConfig
     from .data import load_data
     from .images import Dataset, ImageSet, pixels
     from .lr_finder import find_lr
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .training import fit
 
 _HOME = {
+    "CacheConfig": "config",
     "DataConfig": "config",
     "Dataset": "images",
     "Deployable": "normalize",
@@ -32,6 +33,7 @@ _HOME = {
     "split_halves": "splits",
 }
 __all__ = [
+    "CacheConfig",
     "DataConfig",
     "Dataset",
     "Deployable",

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shipnet.runtime.manifest import Normalization
+from shipnet.runtime.preprocess import preprocess
 
-from .images import Dataset, pixels
+from .images import READING_THREADS, Dataset, pixels
+from .photos import Photos
 
 # Of photographs a seeded sample is decoded: at 1,000 images the mean's standard error is below 0.01.
 SAMPLE = 1_000
 _SMALLEST_STD = 1e-3  # a constant channel would divide by zero
 
 
-def measure(dataset: Dataset, seed: int) -> Normalization:
+def measure(dataset: Dataset, seed: int, *, photos: Photos | None = None) -> Normalization:
     """Statistics of the training images as `preprocess` gives them, in units of [0, 1].
 
-    All images where they are in memory, else a sample of up to `SAMPLE` that `seed` chooses.
+    All images where they are in memory, else a sample of up to `SAMPLE` that `seed` chooses, of which
+    `photos` holds the pixels.
 
     Raises:
         ImageError: a file that is no image.
     """
-    indices = None
-    if not dataset.in_memory and len(dataset.train) > SAMPLE:
-        indices = np.sort(np.random.default_rng(seed).choice(len(dataset.train), SAMPLE, replace=False))
-    return of_pixels(pixels(dataset.train, dataset.spec, indices))
+    if dataset.in_memory:
+        return of_pixels(pixels(dataset.train, dataset.spec))
+    source, count = photos or Photos(dataset), len(dataset.train)
+    indices = np.sort(np.random.default_rng(seed).choice(count, min(SAMPLE, count), replace=False))
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        chosen = pool.map(lambda index: preprocess(source.train(int(index)), dataset.spec), indices)
+        return of_pixels(np.stack(list(chosen)))
 
 
 def of_pixels(images: NDArray[np.uint8]) -> Normalization:

@@ -41,8 +41,8 @@ SUFFIX: Final = ".partial"
 ADDED: Final = ("find-lr.png",)  # files of the run that are there before it is trained
 _OURS: Final = ("epoch-", ".")  # tensors, and files that were never finished
 # Fields that change how fast a training runs and nothing of its result. Where the data lie is among them:
-# the fingerprint tells whether they are the same.
-FREE_FIELDS: Final = frozenset({"workers", "data.data", "data.data_root"})
+# a hash tells whether they are the same.
+FREE_FIELDS: Final = frozenset({"workers", "weights", "data.data", "data.data_root", "data.strict"})
 
 
 class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

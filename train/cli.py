@@ -8,19 +8,22 @@ import click
 
 from shipnet.runtime.errors import require
 
-from .config import TrainConfig
-from .options import training_options
+from .config import CacheConfig, TrainConfig
+from .options import cache_options, training_options
 
 
 @click.command()
 @training_options
+@cache_options
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [default: artifacts/NAME/run]")
 @click.option(
     "--resume", is_flag=True, help="Go on with an unfinished run, to the same weights as without a break."
 )
 @click.option("--summary", is_flag=True, help="Print the network's layers and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's record as JSON.")
-def train(config: TrainConfig, out: Path | None, resume: bool, summary: bool, as_json: bool) -> None:
+def train(
+    config: TrainConfig, cache: CacheConfig, out: Path | None, resume: bool, summary: bool, as_json: bool
+) -> None:
     """Train a network on a folder of labelled images or a built-in data set.
 
     Writes a run: weights, run.json, history.csv, curves.png. With no option: scikit-learn's digits.
@@ -38,7 +41,7 @@ def train(config: TrainConfig, out: Path | None, resume: bool, summary: bool, as
     from .training import fit
 
     with training_display() as on_event:
-        run = fit(config, out, on_event=on_event, resume=resume)
+        run = fit(config, out, on_event=on_event, resume=resume, cache=cache)
     if as_json:
         render.print_json(run.record)
     else:

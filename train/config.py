@@ -43,6 +43,7 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         image_size: side of the square that the network sees, in pixels; None: as the images are.
         seed: of the division into training and validation. It is not the training's seed, so
             that runs of different seeds are measured on the same images.
+        strict: whether a damaged image stops; otherwise it is named, left out and counted.
     """
 
     data: str = "digits"
@@ -50,6 +51,7 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     val_fraction: float = 0.2
     image_size: int | None = None
     seed: int = 0
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -57,6 +59,23 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         check_number("val_fraction", self.val_fraction, low=0.01, high=0.99)
         check_number("image_size", self.image_size, low=SMALLEST_IMAGE, high=4096, whole=True)
         check_number("seed", self.seed, low=0, high=2**32 - 1, whole=True)
+
+
+class CacheConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where decoded photographs are kept. It changes the time that training takes and no pixel.
+
+    Attributes:
+        folder: of the caches; "none" keeps nothing; None: `shipnet/photographs` in the user's cache folder.
+        limit_gb: how much all of them may take, in 10^9 bytes; the least recently used go first.
+    """
+
+    folder: str | None = None
+    limit_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.folder == "":
+            raise UsageError("cache is empty; expected a folder, or none")
+        check_number("cache_limit", self.limit_gb, low=0.0, high=1e6)
 
 
 class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -73,6 +73,7 @@ def _folder_dataset(root: Path, config: DataConfig) -> Dataset:
         test=images.test,
         fingerprint=fingerprint(entries),
         warnings=images.warnings,
+        unreadable=images.unreadable,
     )
 
 

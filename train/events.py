@@ -47,6 +47,14 @@ class LrFound:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """So many of all images are decoded, before training begins."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """One optimiser step; both numbers count from 1."""
 
@@ -73,5 +81,5 @@ class EpochDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     wall_s: float
 
 
-Event: TypeAlias = LrFound | Started | StepDone | EpochDone
+Event: TypeAlias = Reading | LrFound | Started | StepDone | EpochDone
 OnEvent: TypeAlias = Callable[[Event], None]

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from shipnet.runtime.errors import ShipnetError
-from shipnet.runtime.preprocess import preprocess
 
 from .augment import BatchAugment, augment_photo
 from .config import TrainConfig
 from .images import Dataset, pixels
 from .order import epoch_order
+from .photos import Photos
 from .recipe import Recipe, settings
 from .splits import Indices
 
@@ -42,13 +42,17 @@ class Feed(Protocol):
         """Every validation image once, or those at `indices`, in order, on the device."""
 
 
-def open_feed(dataset: Dataset, config: TrainConfig, device: torch.device) -> Feed:
-    """The feed that fits the data; `config` as `recipe.resolve` gives it.
+def open_feed(
+    dataset: Dataset, config: TrainConfig, device: torch.device, *, photos: Photos | None = None
+) -> Feed:
+    """The feed that fits the data; `config` as `recipe.resolve` gives it, `photos` as `read_images`.
 
     Raises:
         ImageError: a file that is no image.
     """
-    return (MemoryFeed if dataset.in_memory else FileFeed)(dataset, config, device)
+    if dataset.in_memory:
+        return MemoryFeed(dataset, config, device)
+    return FileFeed(dataset, config, device, photos=photos)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -100,9 +104,11 @@ Item = tuple[int, int | None]  # an image's index, and the seed of its augmentat
 
 
 class FileFeed:
-    """Photographs, decoded by one pool of worker processes that serves training and validation."""
+    """Photographs, prepared by one pool of worker processes that serves training and validation."""
 
-    def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, config: TrainConfig, device: torch.device, *, photos: Photos | None = None
+    ) -> None:
         assert config.batch_size is not None and config.flip is not None and config.workers is not None
         self.device, self.seed, self.batch_size = device, config.seed, config.batch_size
         self.train_set, self.balance = dataset.train, config.balance
@@ -110,7 +116,7 @@ class FileFeed:
         self.steps = len(dataset.train) // config.batch_size
         self.plan = _Plan()
         self.loader: DataLoader[Any] = DataLoader(
-            _Photographs(dataset, settings(config)),
+            _Photographs(dataset, photos or Photos(dataset), settings(config)),
             batch_sampler=self.plan,
             collate_fn=_collate,
             num_workers=config.workers,
@@ -161,19 +167,20 @@ class _Plan:
 
 
 class _Photographs(TorchDataset[Any]):
-    """What a worker does: one file to pixels. An error is a value, so that it arrives as it was raised."""
+    """What a worker does: one photograph to pixels. An error is a value, so that it arrives as it was raised."""
 
-    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
-        self.train, self.valid, self.spec, self.recipe = dataset.train, dataset.valid, dataset.spec, recipe
+    def __init__(self, dataset: Dataset, photos: Photos, recipe: Recipe) -> None:
+        self.photos, self.recipe, self.spec = photos, recipe, dataset.spec
+        self.train_labels, self.valid_labels = dataset.train.labels, dataset.valid.labels
 
     def __getitem__(self, item: Item) -> tuple[NDArray[np.uint8], int] | ShipnetError:
         index, seed = item
         try:
             if seed is None:
-                return preprocess(self.valid[index], self.spec), int(self.valid.labels[index])
+                return self.photos.valid(index), int(self.valid_labels[index])
             flip, trivial = self.recipe.flip, self.recipe.trivial_augment
-            image = augment_photo(self.train[index], self.spec, flip=flip, trivial=trivial, seed=seed)
-            return image, int(self.train.labels[index])
+            image = augment_photo(self.photos.train(index), self.spec, flip=flip, trivial=trivial, seed=seed)
+            return image, int(self.train_labels[index])
         except ShipnetError as error:
             return error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shipnet.runtime.decode import FORMATS
 from shipnet.runtime.errors import DataError, ImageError
@@ -56,7 +56,12 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class FolderImages:
-    """The images of a folder, divided. `headers` has one value per image, by name."""
+    """The images of a folder, divided.
+
+    Attributes:
+        headers: of each image, by name.
+        unreadable: the names of files that are no images, which were left out.
+    """
 
     labels: tuple[str, ...]
     train: ImageSet
@@ -64,6 +69,7 @@ class FolderImages:
     test: ImageSet | None
     headers: dict[str, Header]
     warnings: tuple[str, ...]
+    unreadable: tuple[str, ...]
 
 
 def load_folder(root: Path, config: DataConfig) -> FolderImages:
@@ -74,7 +80,8 @@ def load_folder(root: Path, config: DataConfig) -> FolderImages:
 
     Raises:
         DataError: no images, fewer than two classes, a class that stands in validation alone, ....
-        ImageError: a file whose header is not an image's, naming it.
+        ImageError: a file whose header is not an image's, naming it, where `config.strict`; otherwise it
+            is left out, with a warning.
     """
     warnings: list[str] = []
     parts = _parts(root, warnings)
@@ -93,14 +100,22 @@ def load_folder(root: Path, config: DataConfig) -> FolderImages:
     for part in ("valid", "test"):
         if part in scanned:
             _align(scanned[part], labels, folder=parts[part], warnings=warnings)
-    headers = _read_headers([file for files in scanned.values() for file in files])
+    headers, damaged = _read_headers([file for files in scanned.values() for file in files], config.strict)
+    if damaged:
+        scanned = {
+            part: [file for file in files if file.name not in damaged] for part, files in scanned.items()
+        }
+        _refuse_emptied(scanned["train"], labels, folder=parts["train"], damaged=damaged)
+        warnings += [f"left out: {why}" for why in damaged.values()]
     sets = {part: _image_set(files, labels) for part, files in scanned.items()}
     if "valid" not in sets:
         both = sets["train"]
         train, valid = split_train_valid(both.labels, labels, fraction=config.val_fraction, seed=config.seed)
         sets.update(train=both.subset(train), valid=both.subset(valid))
     warnings += _leaks(sets["train"], sets["valid"], headers)
-    return FolderImages(labels, sets["train"], sets["valid"], sets.get("test"), headers, tuple(warnings))
+    return FolderImages(
+        labels, sets["train"], sets["valid"], sets.get("test"), headers, tuple(warnings), tuple(damaged)
+    )
 
 
 def _parts(root: Path, warnings: list[str]) -> dict[str, Path]:
@@ -180,23 +195,42 @@ def _align(files: list[ImageFile], labels: tuple[str, ...], *, folder: Path, war
         warnings.append(f"{folder.name}: no images of {', '.join(missing)}, which are not measured")
 
 
-def _read_headers(files: list[ImageFile]) -> dict[str, Header]:
+def _read_headers(files: list[ImageFile], strict: bool) -> tuple[dict[str, Header], dict[str, str]]:
+    """Each image's header, and of files that have none what is wrong, both by name."""
+    headers, damaged = {}, {}
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        return dict(zip((file.name for file in files), pool.map(_read_header, files), strict=True))
+        for file, found in zip(files, pool.map(_read_header, files), strict=True):
+            if isinstance(found, Header):
+                headers[file.name] = found
+            elif strict:
+                raise found
+            else:
+                damaged[file.name] = str(found)
+    return headers, damaged
 
 
-def _read_header(file: ImageFile) -> Header:
+def _refuse_emptied(
+    files: list[ImageFile], labels: tuple[str, ...], *, folder: Path, damaged: dict[str, str]
+) -> None:
+    empty = sorted(set(labels) - {file.class_name for file in files})
+    if empty:
+        raise DataError(
+            f"{folder}: class {empty[0]!r} has no image that can be read: {next(iter(damaged.values()))}"
+        )
+
+
+def _read_header(file: ImageFile) -> Header | ImageError:
     try:
         data = file.path.read_bytes()
         if not data:
-            raise ImageError(f"{file.path}: is empty (0 bytes): replace or remove the file")
+            return ImageError(f"{file.path}: is empty (0 bytes); replace or remove the file")
         with Image.open(io.BytesIO(data)) as image:
             grey = image.mode in ("1", "L", "LA", "I") or image.mode.startswith("I;16")
             return Header(hashlib.sha256(data).digest(), image.size, grey)
+    except UnidentifiedImageError:
+        return ImageError(f"{file.path}: is no image in a known format; replace or remove the file")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{file.path}: cannot be read as an image: {error}; replace or remove the file"
-        ) from error
+        return ImageError(f"{file.path}: cannot be read as an image: {error}; replace or remove the file")
 
 
 def _image_set(files: list[ImageFile], labels: tuple[str, ...]) -> ImageSet:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shipnet.runtime.errors import DataError
 from shipnet.runtime.preprocess import PreprocessSpec, preprocess
 
 # Up to this side, images are kept in memory as pixels and augmented in whole batches.
@@ -61,6 +63,7 @@ class Dataset:
         test: held out: training never looks at it. None where the data has none.
         fingerprint: sha256 over every image's name, label and bytes.
         warnings: what was left out or looks wrong, one sentence each.
+        unreadable: the names of damaged images, which were left out.
     """
 
     name: str
@@ -71,11 +74,35 @@ class Dataset:
     test: ImageSet | None
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def in_memory(self) -> bool:
         """Whether training keeps the pixels in memory; otherwise files are decoded as they are needed."""
         return max(self.spec.height, self.spec.width) <= IN_MEMORY_SIDE
+
+    def without(self, names: Collection[str]) -> Dataset:
+        """The same data set, of the same fingerprint, without some images, which are noted as unreadable.
+
+        Raises:
+            DataError: a class has no training image left, or nothing is left to validate.
+        """
+        if not names:
+            return self
+        gone = set(names)
+        train, valid, test = (
+            part and part.subset(np.flatnonzero([name not in gone for name in part.names]).astype(np.int64))
+            for part in (self.train, self.valid, self.test)
+        )
+        assert train is not None and valid is not None
+        empty = set(range(len(self.labels))) - set(train.labels.tolist())
+        if empty or not len(valid):
+            what = f"class {self.labels[min(empty)]!r} has no training" if empty else "there is no validation"
+            raise DataError(
+                f"{self.name}: {what} image that can be read: {len(gone)} are damaged, such as {min(gone)}"
+            )
+        unreadable = tuple(sorted({*self.unreadable, *gone}))
+        return dataclasses.replace(self, train=train, valid=valid, test=test, unreadable=unreadable)
 
 
 def pixels(

@@ -10,7 +10,7 @@ import click
 
 from shipnet.runtime.errors import UsageError
 
-from .config import ARCHITECTURES, BUILT_IN, RECIPES, DataConfig, TrainConfig
+from .config import ARCHITECTURES, BUILT_IN, RECIPES, CacheConfig, DataConfig, TrainConfig
 
 Command = Callable[..., Any]
 
@@ -31,7 +31,7 @@ _DATA_FIELDS = {
     "val_fraction": "val_fraction",
     "image_size": "image_size",
 }
-_DATA_FIELDS["split_seed"] = "seed"
+_DATA_FIELDS |= {"split_seed": "seed", "strict_data": "strict"}
 _TRAIN_FIELDS = tuple(
     field for field in TrainConfig.__struct_fields__ if field not in ("data", "weights_sha256")
 )
@@ -52,6 +52,9 @@ _OPTIONS = (
         default=0.2,
         show_default=True,
         help="Share of each class that validates, where the data is not divided.",
+    ),
+    click.option(
+        "--strict-data", is_flag=True, help="Stop at a damaged image; otherwise it is left out and counted."
     ),
     click.option("--split-seed", type=int, default=0, show_default=True, help="Of that division."),
     click.option(
@@ -148,6 +151,28 @@ _OPTIONS = (
         "--workers", type=int, help="Processes that decode photographs [default: one per CPU, up to 8]"
     ),
 )
+
+
+def cache_options(command: Command) -> Command:
+    """Gives a click command the options of the photographs' cache, and their values as one argument `cache`."""
+
+    @functools.wraps(command)
+    def with_cache(cache: str | None, cache_limit: float, **values: Any) -> Any:
+        return command(cache=CacheConfig(folder=cache, limit_gb=cache_limit), **values)
+
+    folder = click.option(
+        "--cache",
+        help="Folder for decoded photographs, or none [default: shipnet in the user's cache folder]",
+    )
+    limit = click.option(
+        "--cache-limit",
+        type=float,
+        default=20.0,
+        show_default=True,
+        help="Its size in GB; the oldest data go first.",
+    )
+    decorated: Command = folder(limit(with_cache))
+    return decorated
 
 
 def training_options(command: Command) -> Command:

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .events import EpochDone, Event, LrFound, OnEvent, Started, StepDone
+from .events import EpochDone, Event, LrFound, OnEvent, Reading, Started, StepDone
 
 COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy", "time")
 
@@ -72,7 +72,9 @@ class _LiveTable:
         self.steps = self.total = 0
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, LrFound):
+        if isinstance(event, Reading):
+            self.bar.update(self.task, completed=event.done, total=event.total)
+        elif isinstance(event, LrFound):
             self.live.console.print(describe_lr(event), markup=False)
         elif isinstance(event, Started):
             self.live.console.print(describe(event), markup=False)
@@ -89,11 +91,15 @@ class _LiveTable:
 
 
 class _Rate(ProgressColumn):
-    """Optimiser steps a second, once there is a rate."""
+    """Optimiser steps, or images read, a second, once there is a rate."""
 
     def render(self, task: Task) -> Text:
         """Called by rich."""
-        return Text(f"{task.speed:,.1f} steps/s" if task.speed else "")
+        return Text(
+            f"{task.speed:,.1f} {'steps' if task.description == 'training' else 'images'}/s"
+            if task.speed
+            else ""
+        )
 
 
 def describe(event: Started) -> str:

@@ -74,6 +74,7 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         accuracy, valid_loss: of the weights, on `measured_images` validation images: all of them, or
             where something was chosen on some, the evidence half, which chose nothing.
         selection: what was chosen on validation images; None: nothing, and the weights are the last epoch's.
+        unreadable: the names of damaged images, which neither trained nor validated.
         history: one value per epoch, measured on all validation images, or on the half that chose.
         temperature: what logits are divided by before the softmax; `evaluation` says what it was fitted on.
         evaluation: what was measured of the weights when training was over.
@@ -98,6 +99,7 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     train_images: int
     valid_images: int
     test_images: int
+    unreadable: tuple[str, ...]
     epochs: int
     accuracy: float
     valid_loss: float

@@ -45,6 +45,11 @@ class TrainingState:
         return cls(model, make_optimizer(model, recipe), make_average(model, recipe), config.keep)
 
     @property
+    def parameters(self) -> int:
+        """Numbers in the network that training changes, frozen ones included."""
+        return sum(parameter.numel() for parameter in self.model.net.parameters())
+
+    @property
     def result(self) -> Deployable:
         """The network that is measured and kept."""
         return cast(Deployable, self.average.module) if self.average else self.model

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,76 +16,33 @@ from shipnet.runtime.errors import TrainingError
 from shipnet.runtime.manifest import Normalization
 from shipnet.runtime.staging import staged_folder
 
-from . import channel_stats, provenance, recipe
+from . import channel_stats, recipe
 from .architectures import build
-from .checkpoint import Checkpoint, CheckpointFolder
-from .config import BUILT_IN, TrainConfig
+from .checkpoint import CheckpointFolder
+from .config import BUILT_IN, CacheConfig, TrainConfig
 from .data import load_data
-from .devices import ChosenDevice, choose_device, deterministic, threads
-from .evaluation import RunEvaluation, evaluate_run
+from .devices import choose_device, deterministic, threads
+from .evaluation import evaluate_run
 from .events import LrFound, OnEvent, Started
 from .feeds import open_feed
 from .images import Dataset
+from .job import Job, checkpoint_of, record_of
 from .loop import evaluate, train
 from .normalize import Deployable
+from .photos import Photos, read_images
 from .run import (
     Run,
     RunError,
     RunRecord,
-    Selection,
     encode_weights,
     load_run,
     refuse_strangers,
     write_run,
 )
-from .splits import HALVES_SEED, Indices, split_halves
 from .state import TrainingState
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One training, with every choice made.
-
-    Attributes:
-        asked: the configuration before a learning rate was looked for.
-        checkpoint: from which it goes on; None: from the start.
-    """
-
-    asked: TrainConfig
-    config: TrainConfig
-    dataset: Dataset
-    device: ChosenDevice
-    normalization: Normalization
-    threads: int
-    started: float
-    checkpoint: Checkpoint | None
-
-    @property
-    def hardware(self) -> str:
-        """What computes, in words."""
-        on_cpu = self.device.device.type == "cpu"
-        return f"{self.device.description}, {self.threads} thread(s)" if on_cpu else self.device.description
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds until now, those of the processes before this one included."""
-        earlier = self.checkpoint.elapsed_s if self.checkpoint else 0.0
-        return earlier + time.perf_counter() - self.started
-
-    @property
-    def resumed_after(self) -> tuple[int, ...]:
-        """The epochs after which a new process went on."""
-        return (*self.checkpoint.resumed_after, self.checkpoint.epoch) if self.checkpoint else ()
-
-    @property
-    def halves(self) -> tuple[Indices | None, Indices | None]:
-        """The validation images that choose and those that measure what was chosen; None: all of them."""
-        if not self.config.chooses:
-            return None, None
-        return split_halves(self.dataset.valid.labels, HALVES_SEED)
 
 
 def fit(
@@ -98,6 +52,7 @@ def fit(
     on_event: OnEvent | None = None,
     dataset: Dataset | None = None,
     resume: bool = False,
+    cache: CacheConfig | None = None,
 ) -> Run:
     """Trains a network and writes its run, whole or not at all.
 
@@ -113,6 +68,7 @@ def fit(
         dataset: what `load_data(config.data)` gave, where the caller has it already.
         resume: whether to go on from the last checkpoint, to the same weights as without the break. With
             none, training starts at the beginning; where the very run stands finished, it is returned.
+        cache: where decoded photographs are kept; None: the defaults of `CacheConfig`.
 
     Returns:
         The run, as `load_run` would open it.
@@ -143,13 +99,16 @@ def fit(
     checkpoint = checkpoints.open(asked, dataset.fingerprint, resume=resume)
     notify = on_event or _ignore
     with checkpoints.kept_on_failure(asked), deterministic(asked.deterministic):
+        dataset, photos = read_images(
+            dataset, cache or CacheConfig(), strict=asked.data.strict, notify=notify
+        )
         if checkpoint is not None:
             config, normalization = checkpoint.config, checkpoint.normalization
         else:
             config = _with_found_lr(asked, dataset, folder=checkpoints.path, notify=notify)
-            normalization = choose_normalization(config, dataset)
+            normalization = choose_normalization(config, dataset, photos=photos)
         count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
-        job = _Job(asked, config, dataset, device, normalization, count, started, checkpoint)
+        job = Job(asked, config, dataset, photos, device, normalization, count, started, checkpoint)
         with threads(count), _own_random_state(device.device, config.seed):
             record, weights = _train(job, checkpoints, notify)
         with staged_folder(place) as folder:
@@ -159,9 +118,9 @@ def fit(
     return Run(place, record)
 
 
-def _train(job: _Job, checkpoints: CheckpointFolder, notify: OnEvent) -> tuple[RunRecord, bytes]:
+def _train(job: Job, checkpoints: CheckpointFolder, notify: OnEvent) -> tuple[RunRecord, bytes]:
     config, device = job.config, job.device.device
-    feed = open_feed(job.dataset, config, device)
+    feed = open_feed(job.dataset, config, device, photos=job.photos)
     start: list[str] = []
     model = new_network(config, job.dataset, job.normalization, tell=start.append).to(device)
     if device.type == "cuda":
@@ -172,7 +131,7 @@ def _train(job: _Job, checkpoints: CheckpointFolder, notify: OnEvent) -> tuple[R
     notify(
         Started(
             arch=str(config.arch),
-            parameters=count_parameters(model),
+            parameters=state.parameters,
             device=job.hardware,
             data=job.dataset.name,
             train_images=len(job.dataset.train),
@@ -192,7 +151,7 @@ def _train(job: _Job, checkpoints: CheckpointFolder, notify: OnEvent) -> tuple[R
             config,
             notify=notify,
             selection=selection,
-            save=lambda state: checkpoints.write(_checkpoint(job, state), state.tensors()),
+            save=lambda state: checkpoints.write(checkpoint_of(job, state), state.tensors()),
         )
         kept = state.kept
         measured = (
@@ -204,7 +163,7 @@ def _train(job: _Job, checkpoints: CheckpointFolder, notify: OnEvent) -> tuple[R
             f"{job.device.description}: its memory is full at batches of {config.batch_size}: lower --batch-size"
         ) from error
     weights = encode_weights(model.net.state_dict())
-    return _record(job, state, measured=measured, evaluation=evaluation, weights=weights), weights
+    return record_of(job, state, measured=measured, evaluation=evaluation, weights=weights), weights
 
 
 def new_network(
@@ -237,11 +196,6 @@ def new_network(
     return Deployable(net, normalization.mean, normalization.std)
 
 
-def count_parameters(model: Deployable) -> int:
-    """Trainable numbers in the network."""
-    return sum(parameter.numel() for parameter in model.net.parameters())
-
-
 def _with_found_lr(config: TrainConfig, dataset: Dataset, *, folder: Path, notify: OnEvent) -> TrainConfig:
     """The configuration, "auto" replaced by the rate that a sweep suggests; its picture goes into the folder."""
     from .lr_finder import PICTURE, draw_sweep, find_lr
@@ -256,11 +210,13 @@ def _with_found_lr(config: TrainConfig, dataset: Dataset, *, folder: Path, notif
     return msgspec.structs.replace(config, max_lr=found.max_lr)
 
 
-def choose_normalization(config: TrainConfig, dataset: Dataset) -> Normalization:
+def choose_normalization(
+    config: TrainConfig, dataset: Dataset, *, photos: Photos | None = None
+) -> Normalization:
     """The statistics that were given, or those of the training images."""
     if config.mean is not None and config.std is not None:
         return Normalization(mean=config.mean, std=config.std)
-    return channel_stats.measure(dataset, config.seed)
+    return channel_stats.measure(dataset, config.seed, photos=photos)
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -273,20 +229,6 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
         data = msgspec.structs.replace(data, data=str(Path(data.data).absolute()))
     weights = config.weights and str(Path(config.weights).absolute())
     return msgspec.structs.replace(config, data=data, weights=weights)
-
-
-def _checkpoint(job: _Job, state: TrainingState) -> Checkpoint:
-    return Checkpoint(
-        asked=job.asked,
-        config=job.config,
-        data_fingerprint=job.dataset.fingerprint,
-        normalization=job.normalization,
-        hardware=job.hardware,
-        versions=provenance.versions(),
-        history=state.history,
-        resumed_after=job.resumed_after,
-        elapsed_s=job.wall_s,
-    )
 
 
 def _finished(place: Path, config: TrainConfig, dataset: Dataset) -> Run | None:
@@ -310,64 +252,6 @@ def _own_random_state(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _record(
-    job: _Job,
-    state: TrainingState,
-    *,
-    measured: tuple[float, float],
-    evaluation: RunEvaluation,
-    weights: bytes,
-) -> RunRecord:
-    dataset = job.dataset
-    valid_loss, accuracy = measured
-    _, evidence = job.halves
-    return RunRecord(
-        created_utc=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        config=job.config,
-        arch=str(job.config.arch),
-        parameters=count_parameters(state.model),
-        data=dataset.name,
-        labels=dataset.labels,
-        preprocess=dataset.spec,
-        mean=job.normalization.mean,
-        std=job.normalization.std,
-        data_fingerprint=dataset.fingerprint,
-        train_images=len(dataset.train),
-        valid_images=len(dataset.valid),
-        test_images=len(dataset.test) if dataset.test is not None else 0,
-        epochs=state.history[-1].epoch,
-        accuracy=accuracy,
-        valid_loss=valid_loss,
-        measured_images=len(dataset.valid) if evidence is None else len(evidence),
-        selection=_selection(job, state),
-        history=state.history,
-        temperature=evaluation.temperature,
-        evaluation=evaluation,
-        warnings=dataset.warnings,
-        device=job.hardware,
-        versions=provenance.versions(),
-        git_commit=provenance.git_commit(),
-        resumed_after=job.resumed_after,
-        wall_s=job.wall_s,
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-    )
-
-
-def _selection(job: _Job, state: TrainingState) -> Selection | None:
-    chosen, _ = job.halves
-    if chosen is None:
-        return None
-    return Selection(
-        keep=job.config.keep,
-        patience=job.config.patience,
-        halves_seed=HALVES_SEED,
-        images=len(chosen),
-        epoch=state.kept.epoch,
-        accuracy=state.kept.accuracy,
-        valid_loss=state.kept.valid_loss,
-    )
 
 
 def _ignore(event: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -209,10 +210,24 @@ def test_two_folders_of_one_meaning_are_an_error(make_folder: MakeFolder) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_image_stops_before_training(make_folder: MakeFolder, content: bytes) -> None:
+def test_a_file_that_is_no_image_is_left_out_or_stops(make_folder: MakeFolder, content: bytes) -> None:
     root = make_folder(PAIR)
+    before = load(root)
     (root / "cat" / "bad.jpg").write_bytes(content)
-    with pytest.raises(ImageError, match=r"cat.bad\.jpg: .*replace or remove the file"):
+    data = load(root)
+    assert data.unreadable == ("cat/bad.jpg",)
+    assert (data.fingerprint, data.train.names) == (before.fingerprint, before.train.names)
+    (warning,) = data.warnings
+    assert re.fullmatch(r"left out: .*cat.bad\.jpg: [\w ()]+; replace or remove the file", warning)
+    with pytest.raises(ImageError, match=r"cat.bad\.jpg: .*; replace or remove the file"):
+        load(root, strict=True)
+
+
+def test_a_class_of_files_that_are_no_images_is_an_error(make_folder: MakeFolder) -> None:
+    root = make_folder(PAIR)
+    (root / "eel").mkdir()
+    (root / "eel" / "bad.jpg").write_bytes(b"no image at all")
+    with pytest.raises(DataError, match=r"class 'eel' has no image that can be read: .*bad\.jpg"):
         load(root)
 
 
