@@ -26,7 +26,8 @@ def train(
 ) -> None:
     """Train a network on a folder of labelled images or a built-in data set.
 
-    Writes a run: weights, run.json, history.csv, curves.png. With no option: scikit-learn's digits.
+    Writes a run: weights, run.json, history.csv, curves.png, and report.html to read.
+    With no option: scikit-learn's digits.
     """
     for module in ("torch", "torchvision", "safetensors", "matplotlib"):
         require(module)

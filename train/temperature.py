@@ -11,6 +11,8 @@ from shipnet.runtime.classifier import softmax
 
 LOWEST: Final = 0.1
 HIGHEST: Final = 10.0
+# Twice a gain of log-likelihood below this is chance: the 95 % quantile of chi-squared with one degree of freedom.
+SIGNIFICANT: Final = 3.841
 _HALVINGS: Final = 30  # of the logarithm of the range: the last interval is 4e-9 wide
 
 
@@ -25,10 +27,12 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
         labels: int64 (N,).
 
     Returns:
-        A number from `LOWEST` to `HIGHEST`, to six digits. 1.0 where N is 0, or where every label is
-        right or every one is wrong: then the likelihood has no maximum, and the images say nothing.
+        A number from `LOWEST` to `HIGHEST`, to six digits. 1.0 where the images do not tell it from 1:
+        where N is 0, where every label is right or every one is wrong (then the likelihood has no
+        maximum), and where what it gains is within chance.
 
-    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2; for the
+    likelihood-ratio test S. Wilks, Annals of Mathematical Statistics 9 (1938), 60-62.
     """
     correct = logits.argmax(axis=1) == labels if len(labels) else np.ones(0, bool)
     if correct.all() or not correct.any():
@@ -40,7 +44,9 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
             low = middle
         else:
             high = middle
-    return float(f"{np.exp((low + high) / 2):.6g}")
+    found = float(f"{np.exp((low + high) / 2):.6g}")
+    gain = nll(logits, labels).sum() - nll(logits, labels, found).sum()
+    return found if 2 * gain > SIGNIFICANT else 1.0
 
 
 def nll(

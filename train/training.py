@@ -30,6 +30,7 @@ from .job import Job, checkpoint_of, record_of
 from .loop import evaluate, train
 from .normalize import Deployable
 from .photos import Photos, read_images
+from .report import write_report
 from .run import (
     Run,
     RunError,
@@ -113,6 +114,7 @@ def fit(
             record, weights = _train(job, checkpoints, notify)
         with staged_folder(place) as folder:
             write_run(folder, record, weights)
+            write_report(folder, record, dataset)
             checkpoints.hand_over(folder)
     checkpoints.clear()
     return Run(place, record)

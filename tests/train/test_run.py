@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from shipnet.runtime.manifest import decode, encode
 from shipnet.train import RunError, RunRecord, load_data, load_run, pixels
+from shipnet.train.report import REPORT
 from shipnet.train.run import CURVES, HISTORY, RECORD, WEIGHTS
 
 
@@ -24,8 +25,8 @@ def run_copy(digits_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(digits_run, tmp_path / "run"))
 
 
-def test_a_run_holds_its_four_files(digits_run: Path) -> None:
-    assert {path.name for path in digits_run.iterdir()} == {RECORD, WEIGHTS, HISTORY, CURVES}
+def test_a_run_holds_its_five_files(digits_run: Path) -> None:
+    assert {path.name for path in digits_run.iterdir()} == {RECORD, WEIGHTS, HISTORY, CURVES, REPORT}
     with Image.open(digits_run / CURVES) as picture:
         assert picture.size == (1000, 400)
 

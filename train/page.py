@@ -1,0 +1,91 @@
+"""The frame of `report.html`: its style, and where the parts go."""
+
+from __future__ import annotations
+
+from string import Template
+from typing import Final
+
+# The policy forbids the browser to load anything; what is shown is inside.
+PAGE: Final = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root {
+  color-scheme: light dark;
+  --page: #f5f6f8; --card: #ffffff; --ink: #1c2430; --soft: #667085; --rule: #e3e6eb;
+  --blue: #2f6fde; --orange: #e0862c; --red: #d64545; --tint: #cddcf7; --muted: #b3bac6;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #12161c; --card: #1b212a; --ink: #e6e9ee; --soft: #98a2b3; --rule: #303846;
+    --blue: #5b93f5; --orange: #f0a04b; --red: #ef6a6a; --tint: #2c436d; --muted: #566072;
+  }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); }
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 48px; }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; margin-bottom: 18px; }
+h1 { margin: 0; font-size: 28px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+header span { color: var(--soft); }
+h2 { margin: 0 0 4px; font-size: 19px; }
+h3 { margin: 0 0 8px; font-size: 14px; font-weight: 600; }
+section, .tile, .warning { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
+section { padding: 20px 22px; margin-top: 16px; }
+.note { margin: 0 0 14px; color: var(--soft); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; }
+.tile { padding: 13px 15px; display: flex; flex-direction: column; }
+.tile span, .tile small { color: var(--soft); font-size: 12.5px; }
+.tile strong { font-size: 25px; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.warning { margin-top: 16px; padding: 12px 18px; border-left: 4px solid var(--orange); }
+.warning ul { margin: 4px 0 0; padding-left: 20px; overflow-wrap: anywhere; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px 28px; }
+.pair.narrow { grid-template-columns: repeat(auto-fit, minmax(260px, 400px)); }
+.wide-pair { display: flex; flex-wrap: wrap; gap: 24px 40px; align-items: flex-start; }
+.wide-pair > .scroll { max-width: 100%; }
+.wide-pair > div:last-child { flex: 1 1 240px; max-width: 420px; }
+.scroll { overflow: auto; }
+.tall { max-height: 560px; }
+svg { display: block; width: 100%; height: auto; }
+svg { font-size: 12px; }
+svg text { fill: var(--soft); }
+svg .grid { stroke: var(--rule); }
+svg .ideal { stroke: var(--soft); stroke-dasharray: 5 4; }
+svg .claim { stroke: var(--orange); stroke-width: 3; }
+svg .field { fill: none; stroke: var(--rule); }
+svg .count { fill: var(--ink); }
+svg .on { fill: #ffffff; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 13px; color: var(--soft); margin-bottom: 6px; }
+.legend b { color: var(--ink); }
+.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
+table { width: 100%; border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 10px 5px 0; text-align: left; border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
+th { color: var(--soft); font-weight: 500; position: sticky; top: 0; background: var(--card); }
+.number { text-align: right; white-space: nowrap; }
+.bar { display: inline-block; min-width: 92px; padding: 0 6px; border-radius: 3px;
+  background: linear-gradient(to right, var(--tint) calc(var(--share) * 100%), transparent 0); }
+details { margin-top: 12px; }
+summary { cursor: pointer; color: var(--soft); }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)); gap: 14px; }
+figure { margin: 0; min-width: 0; }
+figure img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; background: var(--rule); }
+figure img { image-rendering: $rendering; }
+figcaption { font-size: 13px; line-height: 1.35; overflow-wrap: anywhere; }
+figcaption small { display: block; color: var(--soft); }
+footer { margin-top: 18px; color: var(--soft); font-size: 13px; }
+@media print { section { break-inside: avoid; } body { background: none; } }
+</style>
+</head>
+<body>
+<main>
+<header><h1>$data</h1><span>$arch, trained $created</span></header>
+$body
+<footer>Written by shipnet. This page loads nothing; what it shows is inside it.</footer>
+</main>
+</body>
+</html>
+""")

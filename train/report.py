@@ -1,0 +1,316 @@
+"""A run as one page to read and to pass on: `report.html`, which loads nothing from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shipnet.runtime.confusion import most_confused
+from shipnet.runtime.manifest import Accuracy
+
+from .charts import confusion_chart, line_chart, reliability_chart
+from .evaluation import RunEvaluation, TopLoss
+from .examples import Examples, draw_examples
+from .images import Dataset, pixels
+from .page import PAGE
+from .run import RunRecord
+from .thumbnails import LOSSLESS_UP_TO, data_uri
+
+REPORT: Final = "report.html"
+_EXAMPLES = 24
+_PAIRS = 10
+
+
+def write_report(folder: Path, record: RunRecord, dataset: Dataset) -> None:
+    """Writes `report.html` into a run's folder.
+
+    Args:
+        folder: of the run.
+        record: what is reported.
+        dataset: whose images are shown: the top losses, and augmented training images.
+
+    Raises:
+        ImageError: a file that is no image.
+    """
+    worst = np.array([item.index for item in record.evaluation.top_losses])
+    pictures = pixels(dataset.valid, dataset.spec, worst)
+    augmented, _ = draw_examples(dataset, record.config, _EXAMPLES)
+    (folder / REPORT).write_text(report_html(record, pictures, augmented), encoding="utf-8")
+
+
+def report_html(record: RunRecord, worst: NDArray[np.uint8], augmented: Examples) -> str:
+    """The page.
+
+    Args:
+        record: what is reported.
+        worst: of the record's top losses, in their order, uint8 (N, H, W, C).
+        augmented: training images.
+    """
+    found = record.evaluation
+    sections = (
+        _tiles(record),
+        _warnings(record),
+        _section("Training", _curves(record), note=_training_note(record)),
+        _section("Confusion", _confusion(found), note=_measured_on(record)),
+        _section("Classes", _classes(found)),
+        _section("Highest losses", _top_losses(found.top_losses, worst), note=_LOSS_NOTE),
+        _section("Can the scores be believed?", _reliability(found), note=_temperature_note(found)),
+        _section("What the network was trained on", _gallery(augmented), note="Augmented training images."),
+        _section("How it was made", _provenance(record)),
+    )
+    title = f"{record.data}: {record.arch}"
+    return PAGE.substitute(
+        title=escape(title),
+        data=escape(record.data),
+        arch=escape(record.arch),
+        created=escape(record.created_utc.replace("T", " ").replace("+00:00", " UTC")),
+        rendering="pixelated" if max(worst.shape[1:3]) <= LOSSLESS_UP_TO else "auto",
+        body="\n".join(section for section in sections if section),
+    )
+
+
+_LOSS_NOTE: Final = (
+    "The validation images that the network finds least likely to be what their label says: its hardest "
+    "cases, or wrong labels."
+)
+
+
+def _tiles(record: RunRecord) -> str:
+    found = record.evaluation
+    tiles = [_accuracy_tile("Validation accuracy", found.accuracy)]
+    if found.test is not None:
+        tiles.append(_accuracy_tile("Test accuracy", found.test))
+    tiles += [
+        (
+            "Calibration error",
+            f"{found.calibrated.ece:.4f}",
+            f"{found.uncalibrated.ece:.4f} before temperature",
+        ),
+        ("Images", f"{record.train_images:,}", f"for training, {record.valid_images:,} for validation"),
+        ("Classes", f"{len(record.labels):,}", _size(record)),
+        ("Parameters", _thousands(record.parameters), escape(record.arch)),
+        ("Time", _duration(record.wall_s), escape(record.device)),
+    ]
+    cells = (
+        f'<div class="tile"><span>{name}</span><strong>{value}</strong><small>{detail}</small></div>'
+        for name, value, detail in tiles
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _accuracy_tile(name: str, found: Accuracy) -> tuple[str, str, str]:
+    return (
+        name,
+        f"{found.accuracy:.2%}",
+        f"{found.low:.2%} to {found.high:.2%} (95 %), {found.correct:,} of {found.images:,}",
+    )
+
+
+def _size(record: RunRecord) -> str:
+    spec = record.preprocess
+    return f"{spec.width} × {spec.height} pixels, {'grey' if spec.channels == 1 else 'colour'}"
+
+
+def _warnings(record: RunRecord) -> str:
+    if not record.warnings:
+        return ""
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in record.warnings)
+    return f'<div class="warning"><b>About the data</b><ul>{items}</ul></div>'
+
+
+def _training_note(record: RunRecord) -> str:
+    if record.selection is None:
+        return f"{_epochs(record.epochs)}; the weights are the last one's."
+    chosen = record.selection
+    return (
+        f"{_epochs(record.epochs)}; the weights are those of epoch {chosen.epoch}. Epochs were measured on the "
+        f"{chosen.images:,} validation images that chose; the accuracy above is that of the others."
+    )
+
+
+def _curves(record: RunRecord) -> str:
+    history = record.history
+    loss = line_chart(
+        {
+            "training, augmented": [epoch.train_loss for epoch in history],
+            "validation": [epoch.valid_loss for epoch in history],
+        },
+        ylabel="Cross-entropy",
+    )
+    accuracy = line_chart(
+        {"validation": [epoch.accuracy for epoch in history]}, ylabel="Accuracy", percent=True
+    )
+    rows = (
+        (
+            str(epoch.epoch),
+            f"{epoch.train_loss:.4f}",
+            f"{epoch.valid_loss:.4f}",
+            f"{epoch.accuracy:.2%}",
+            f"{epoch.learning_rate:.2g}",
+            f"{epoch.wall_s:.1f}",
+        )
+        for epoch in history
+    )
+    head = ("epoch", "training loss", "validation loss", "accuracy", "last rate", "seconds")
+    table = _table(head, rows, numbers_from=0)
+    return (
+        f'<div class="pair"><div>{loss}</div><div>{accuracy}</div></div>'
+        f'<details><summary>{_epochs(len(history))} in numbers</summary><div class="scroll">{table}</div></details>'
+    )
+
+
+def _measured_on(record: RunRecord) -> str:
+    return (
+        f"On {record.evaluation.accuracy.images:,} validation images; shade is the share of the true class."
+    )
+
+
+def _confusion(found: RunEvaluation) -> str:
+    chart = f'<div class="scroll">{confusion_chart(found.classes, found.confusion)}</div>'
+    pairs = most_confused(found.confusion, _PAIRS)
+    if not pairs:
+        return f"{chart}<p>No image was given another class than its own.</p>"
+    rows = ((escape(pair.truth), escape(pair.label), f"{pair.images:,}") for pair in pairs)
+    table = _table(("is", "was called", "images"), rows, numbers_from=2)
+    return f'<div class="wide-pair">{chart}<div><h3>Most confused</h3>{table}</div></div>'
+
+
+def _classes(found: RunEvaluation) -> str:
+    rows = (
+        (
+            escape(result.label),
+            f"{result.images:,}",
+            f"{result.correct:,}",
+            _share(result.precision),
+            _share(result.recall),
+        )
+        for result in found.classes
+    )
+    head = ("class", "images", "right", "precision", "recall")
+    return f'<div class="scroll tall">{_table(head, rows, numbers_from=1)}</div>'
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f'<span class="bar" style="--share:{value:.3f}">{value:.2%}</span>'
+
+
+def _top_losses(items: Sequence[TopLoss], pictures: NDArray[np.uint8]) -> str:
+    cards = (
+        _card(
+            picture,
+            f"<b>{escape(item.truth)}</b> called <b>{escape(item.label)}</b>"
+            if item.truth != item.label
+            else f"<b>{escape(item.truth)}</b>, right",
+            f"score {item.score:.3f}, loss {item.loss:.2f}",
+            title=item.name,
+        )
+        for item, picture in zip(items, pictures, strict=True)
+    )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _gallery(found: Examples) -> str:
+    cards = (
+        _card(image, escape(label), "", title=label)
+        for image, label in zip(found.images, found.labels, strict=True)
+    )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(image: NDArray[np.uint8], caption: str, detail: str, *, title: str) -> str:
+    return (
+        f'<figure title="{escape(title)}"><img alt="{escape(title)}" src="{data_uri(image)}">'
+        f"<figcaption>{caption}<small>{detail}</small></figcaption></figure>"
+    )
+
+
+def _temperature_note(found: RunEvaluation) -> str:
+    shown = f"These {found.calibrated.images:,} validation images are the half that played no part in that."
+    if found.temperature == 1.0:
+        return f"The scores are the softmax as it is: the other half gave no ground to change them. {shown}"
+    return (
+        f"Logits are divided by a temperature of {found.temperature:.4g}, fitted on one half of the validation "
+        f"images. {shown}"
+    )
+
+
+def _reliability(found: RunEvaluation) -> str:
+    panels = [("As they are" if found.temperature == 1.0 else "Without the temperature", found.uncalibrated)]
+    if found.temperature != 1.0:
+        panels.append((f"With the temperature {found.temperature:.4g}", found.calibrated))
+    drawn = (
+        f"<div><h3>{name}: error {part.ece:.4f}</h3>{reliability_chart(part)}</div>" for name, part in panels
+    )
+    legend = (
+        '<div class="legend"><span><i style="background:var(--blue)"></i>accuracy</span>'
+        '<span><i style="background:var(--orange)"></i>mean score</span>'
+        '<span><i style="background:var(--muted)"></i>images</span></div>'
+    )
+    return f'{legend}<div class="pair narrow">{"".join(drawn)}</div>'
+
+
+def _provenance(record: RunRecord) -> str:
+    chosen = msgspec.to_builtins(record.config)
+    data = chosen.pop("data")
+    chosen["weights"] = chosen["weights"] and Path(chosen["weights"]).name  # never a local path
+    settings = {**chosen, "val_fraction": data["val_fraction"], "split_seed": data["seed"]}
+    facts = {
+        "data": f"{record.data}, fingerprint {record.data_fingerprint[:16]}",
+        "device": record.device,
+        "git commit": record.git_commit or "unknown",
+        "weights (sha256)": record.weights_sha256[:16],
+        **record.versions,
+    }
+    left = _table(("", ""), ((escape(key), escape(str(value))) for key, value in facts.items()))
+    rows = (
+        (escape(key), escape(_plain(value)))
+        for key, value in settings.items()
+        if value is not None and value is not False
+    )
+    return f'<div class="pair"><div>{left}</div><div>{_table(("", ""), rows)}</div></div>'
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _section(title: str, body: str, *, note: str = "") -> str:
+    words = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{words}{body}</section>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 99) -> str:
+    """A table of cells that are HTML already; columns from `numbers_from` on are aligned to the right."""
+    kinds = [' class="number"' if index >= numbers_from else "" for index in range(len(head))]
+    top = "".join(f"<th{kind}>{name}</th>" for name, kind in zip(head, kinds, strict=True))
+    lines = (
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in rows
+    )
+    header = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    return f"<table>{header}<tbody>{''.join(lines)}</tbody></table>"
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count:,} epochs"
+
+
+def _thousands(count: int) -> str:
+    return f"{count / 1e6:.3g} M" if count >= 1_000_000 else f"{count:,}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,27 @@
+"""Pictures that stand inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+LOSSLESS_UP_TO: Final = 64  # pixels: smaller images stay as they are, larger ones become JPEG
+_LONGEST = 160  # pixels
+_QUALITY = 88  # of JPEG, 1 to 95
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """A picture, uint8 (H, W, 1 or 3), inside an attribute: PNG where it is small, else a small JPEG."""
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    small = max(picture.size) <= LOSSLESS_UP_TO
+    kind = "png" if small else "jpeg"
+    if not small:
+        picture.thumbnail((_LONGEST, _LONGEST))
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=_QUALITY)  # PNG has none, and takes no notice
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
