@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "pipeline": "shipnet.command:pipeline",
     "train": "shipnet.train.cli:train",
     "find-lr": "shipnet.train.explore_cli:find_lr",
+    "show": "shipnet.train.explore_cli:show",
     "export": "shipnet.export.cli:export",
     "verify": "shipnet.runtime.cli:verify",
     "inspect": "shipnet.runtime.cli:inspect",

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from shipnet.runtime.errors import UsageError
 
 from . import recipe
-from .config import TrainConfig, check_number
+from .config import CacheConfig, TrainConfig, check_number
 from .data import load_data
 from .devices import choose_device, threads
 from .feeds import Batch, open_feed
 from .images import Dataset
 from .lr_curve import DIVERGED, SMOOTHING, Curve, Suggestions, smooth, suggest
 from .optimizer import make_loss, make_optimizer
+from .photos import Photos, read_images
 
 PICTURE: Final = "find-lr.png"
 # Each rule in words, for tables and plots.
@@ -80,7 +81,8 @@ class Finding(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 def find_lr(
     config: TrainConfig,
     *,
-    dataset: Dataset | None = None,
+    images: tuple[Dataset, Photos | None] | None = None,
+    cache: CacheConfig | None = None,
     span: Span | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Finding:
@@ -91,7 +93,8 @@ def find_lr(
 
     Args:
         config: what would be trained on what; its `max_lr` and `epochs` play no part.
-        dataset: what `load_data(config.data)` gave, where the caller has it already.
+        images: what `read_images` gave, where the caller has it already.
+        cache: where decoded photographs are kept, if they are to be read; None: `CacheConfig()`.
         span: which rates; None: `Span()`.
         on_step: called after each step with how many are done and how many there are.
 
@@ -105,16 +108,18 @@ def find_lr(
     from .training import choose_normalization, new_network
 
     device = choose_device(config.device)
-    dataset = dataset or load_data(config.data)
+    dataset, photos = images or read_images(
+        load_data(config.data), cache or CacheConfig(), strict=config.data.strict, notify=lambda _: None
+    )
     config = recipe.resolve(msgspec.structs.replace(config, max_lr=None), dataset)
     numbers = recipe.settings(config)
     start = time.perf_counter()
     with threads(recipe.cpu_threads(config, dataset, most=torch.get_num_threads())):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = new_network(config, dataset, choose_normalization(config, dataset))
+            model = new_network(config, dataset, choose_normalization(config, dataset, photos=photos))
         model.to(device.device)
-        feed = open_feed(dataset, config, device.device)
+        feed = open_feed(dataset, config, device.device, photos=photos)
         batches = itertools.chain.from_iterable(feed.train(epoch) for epoch in itertools.count(1))
         curve = sweep(
             model,
@@ -246,8 +251,8 @@ def draw_sweep(finding: Finding, path: Path) -> None:
         label = f"{RULES[name]}: {rate:.2g}"
         axes.axvline(rate, color=color, linewidth=1, linestyle=":")
         axes.plot([rate], [loss], marker, color=color, markersize=9, label=label)
-    low, high = float(smoothed.min()), float(smoothed[0])
-    axes.set_ylim(max(0.0, low - 0.25 * (high - low)), high + 0.6 * (high - low))
+    low, high = min(finding.losses), float(smoothed[0])
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.6 * (high - low))
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")

@@ -208,6 +208,12 @@ def training_options_but(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def training_options_only(*names: str) -> Callable[[Command], Command]:
+    """As `training_options`, but only those of that name."""
+    every = (*_DATA_FIELDS, *_TRAIN_FIELDS)
+    return training_options_but(*(name for name in every if name not in names))
+
+
 def _option_name(option: Callable[[Command], Command]) -> str:
     """The parameter that a click option fills."""
     (parameter,) = option(lambda: None).__click_params__  # type: ignore[attr-defined]

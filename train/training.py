@@ -106,7 +106,7 @@ def fit(
         if checkpoint is not None:
             config, normalization = checkpoint.config, checkpoint.normalization
         else:
-            config = _with_found_lr(asked, dataset, folder=checkpoints.path, notify=notify)
+            config = _with_found_lr(asked, (dataset, photos), folder=checkpoints.path, notify=notify)
             normalization = choose_normalization(config, dataset, photos=photos)
         count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
         job = Job(asked, config, dataset, photos, device, normalization, count, started, checkpoint)
@@ -198,13 +198,15 @@ def new_network(
     return Deployable(net, normalization.mean, normalization.std)
 
 
-def _with_found_lr(config: TrainConfig, dataset: Dataset, *, folder: Path, notify: OnEvent) -> TrainConfig:
+def _with_found_lr(
+    config: TrainConfig, images: tuple[Dataset, Photos | None], *, folder: Path, notify: OnEvent
+) -> TrainConfig:
     """The configuration, "auto" replaced by the rate that a sweep suggests; its picture goes into the folder."""
     from .lr_finder import PICTURE, draw_sweep, find_lr
 
     if config.max_lr != "auto":
         return config
-    finding = find_lr(config, dataset=dataset)
+    finding = find_lr(config, images=images)
     draw_sweep(finding, folder / PICTURE)
     found = LrFound(finding.suggestions.valley, len(finding.losses), finding.wall_s)
     logger.info("max_lr %g: the valley of a sweep over %d batches", found.max_lr, found.steps)

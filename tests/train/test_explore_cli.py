@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from shipnet.cli import main
 from shipnet.train import load_run
 from shipnet.train.lr_curve import Suggestions
 
+MakeFolder = Callable[..., Path]
 QUICK = ("--arch", "conv_cnn", "--device", "cpu")
 
 
@@ -68,3 +71,53 @@ def test_a_rate_is_a_number_or_auto() -> None:
     done = invoke("train", "--max-lr", "fast")
     assert done.exit_code == 2
     assert "'fast' is not a valid float" in done.stderr
+
+
+@pytest.fixture
+def planted(make_folder: MakeFolder, tmp_path: Path) -> Path:
+    """Photographs with a copy on both sides, a copy in both classes, and a file cut in half."""
+    for part, count in (("train", 10), ("val", 4)):
+        make_folder({"cat": count, "dog": count}, at=f"data/{part}", size=(80, 60), mode="RGB")
+    root = tmp_path / "data"
+    cats = sorted((root / "train" / "cat").iterdir())
+    shutil.copy(cats[0], root / "val" / "cat" / "leak.png")
+    shutil.copy(cats[1], root / "train" / "dog" / "conflict.png")
+    (root / "val" / "dog" / "half.png").write_bytes(cats[2].read_bytes()[:300])
+    return root
+
+
+def test_show_names_what_is_wrong_and_still_draws(planted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "show.png"
+    done = invoke("show", "--data", str(planted), "--image-size", "64", "--out", str(out))
+    assert done.exit_code == 3, done.output
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("val/dog/half.png") for line in lines)
+    leak = next(line for line in lines if "val/cat/leak.png" in line and not line.startswith("warning"))
+    assert "train, valid" in leak
+    conflict = next(line for line in lines if "train/dog/conflict.png" in line)
+    assert "cat, dog" in conflict
+    assert any(line.split() == ["80", "x", "60", "│", "RGB", "│", "30"] for line in lines)
+    assert lines[-1] == str(out)
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+
+
+def test_show_as_json(planted: Path, tmp_path: Path) -> None:
+    done = invoke("show", "--data", str(planted), "--out", str(tmp_path / "show.png"), "--json")
+    found = json.loads(done.stdout)
+    assert [row["train"] for row in found["classes"]] == [10, 11]
+    assert [file["name"] for file in found["damaged"]] == ["val/dog/half.png"]
+    assert len(found["copies"]) == 2
+
+
+def test_show_on_sound_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = invoke("show")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == "artifacts/digits/show.png"
+    assert "1,797 images can be read, 0 cannot; copies of another image: 0" in done.stdout
+
+
+def test_show_has_no_option_that_does_nothing() -> None:
+    for option in ("--batch-size", "--max-lr", "--device"):
+        assert invoke("show", option, "3").exit_code == 2

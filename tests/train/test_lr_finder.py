@@ -104,7 +104,7 @@ def test_a_seed_gives_one_curve_and_the_validation_images_play_no_part(finding: 
     data = load_data(CONFIG.data)
     black = ImageSet(data.valid.names, data.valid.labels, np.zeros_like(data.valid.sources))
     torch.rand(1)
-    again = find_lr(CONFIG, dataset=replace(data, valid=black))
+    again = find_lr(CONFIG, images=(replace(data, valid=black), None))
     assert again.losses == finding.losses
 
 
