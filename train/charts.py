@@ -15,8 +15,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44
 COLOURS: Final = ("var(--blue)", "var(--orange)")
 _MARKERS_UP_TO = 40  # points
 # Up to so many classes a cell of the confusion matrix is so wide, and holds its count where there is room.
-_CELLS: Final = ((12, 44), (25, 28), (50, 18), (100, 13))
-_SMALLEST_CELL = 9
+_CELLS: Final = ((12, 44), (25, 28), (50, 18), (100, 10))
+_SMALLEST_CELL = 8
 _COUNTED_FROM = 26
 _LONGEST = 18  # letters of a class's name
 

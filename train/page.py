@@ -1,7 +1,9 @@
-"""The frame of `report.html`: its style, and where the parts go."""
+"""The frame of `report.html`: its style, where the parts go, and how they begin."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from html import escape
 from string import Template
 from typing import Final
 
@@ -28,7 +30,7 @@ PAGE: Final = Template("""<!DOCTYPE html>
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); }
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 48px; }
+main { max-width: 1240px; margin: 0 auto; padding: 28px 20px 48px; }
 header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; margin-bottom: 18px; }
 h1 { margin: 0; font-size: 28px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 header span { color: var(--soft); }
@@ -89,3 +91,21 @@ $body
 </body>
 </html>
 """)
+
+
+def section(title: str, body: str, *, note: str = "") -> str:
+    """A card with a heading; `body` is HTML already, title and note are text."""
+    words = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{words}{body}</section>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 99) -> str:
+    """A table of cells that are HTML already; columns from `numbers_from` on are aligned to the right."""
+    kinds = [' class="number"' if index >= numbers_from else "" for index in range(len(head))]
+    top = "".join(f"<th{kind}>{name}</th>" for name, kind in zip(head, kinds, strict=True))
+    lines = (
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in rows
+    )
+    header = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    return f"<table>{header}<tbody>{''.join(lines)}</tbody></table>"

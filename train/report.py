@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -18,13 +18,14 @@ from .charts import confusion_chart, line_chart, reliability_chart
 from .evaluation import RunEvaluation, TopLoss
 from .examples import Examples, draw_examples
 from .images import Dataset, pixels
-from .page import PAGE
+from .page import PAGE, section, table
 from .run import RunRecord
 from .thumbnails import LOSSLESS_UP_TO, data_uri
 
 REPORT: Final = "report.html"
 _EXAMPLES = 24
 _PAIRS = 10
+_NAMED = 5  # damaged files
 
 
 def write_report(folder: Path, record: RunRecord, dataset: Dataset) -> None:
@@ -56,13 +57,13 @@ def report_html(record: RunRecord, worst: NDArray[np.uint8], augmented: Examples
     sections = (
         _tiles(record),
         _warnings(record),
-        _section("Training", _curves(record), note=_training_note(record)),
-        _section("Confusion", _confusion(found), note=_measured_on(record)),
-        _section("Classes", _classes(found)),
-        _section("Highest losses", _top_losses(found.top_losses, worst), note=_LOSS_NOTE),
-        _section("Can the scores be believed?", _reliability(found), note=_temperature_note(found)),
-        _section("What the network was trained on", _gallery(augmented), note="Augmented training images."),
-        _section("How it was made", _provenance(record)),
+        section("Training", _curves(record), note=_training_note(record)),
+        section("Confusion", _confusion(found), note=_measured_on(record)),
+        section("Classes", _classes(found)),
+        section("Highest losses", _top_losses(found.top_losses, worst), note=_LOSS_NOTE),
+        section("Can the scores be believed?", _reliability(found), note=_temperature_note(found)),
+        section("What the network was trained on", _gallery(augmented), note="Augmented training images."),
+        section("How it was made", _provenance(record)),
     )
     title = f"{record.data}: {record.arch}"
     return PAGE.substitute(
@@ -71,7 +72,7 @@ def report_html(record: RunRecord, worst: NDArray[np.uint8], augmented: Examples
         arch=escape(record.arch),
         created=escape(record.created_utc.replace("T", " ").replace("+00:00", " UTC")),
         rendering="pixelated" if max(worst.shape[1:3]) <= LOSSLESS_UP_TO else "auto",
-        body="\n".join(section for section in sections if section),
+        body="\n".join(part for part in sections if part),
     )
 
 
@@ -87,11 +88,7 @@ def _tiles(record: RunRecord) -> str:
     if found.test is not None:
         tiles.append(_accuracy_tile("Test accuracy", found.test))
     tiles += [
-        (
-            "Calibration error",
-            f"{found.calibrated.ece:.4f}",
-            f"{found.uncalibrated.ece:.4f} before temperature",
-        ),
+        ("Calibration error", f"{found.calibrated.ece:.4f}", _ece_detail(found)),
         ("Images", f"{record.train_images:,}", f"for training, {record.valid_images:,} for validation"),
         ("Classes", f"{len(record.labels):,}", _size(record)),
         ("Parameters", _thousands(record.parameters), escape(record.arch)),
@@ -108,7 +105,7 @@ def _accuracy_tile(name: str, found: Accuracy) -> tuple[str, str, str]:
     return (
         name,
         f"{found.accuracy:.2%}",
-        f"{found.low:.2%} to {found.high:.2%} (95 %), {found.correct:,} of {found.images:,}",
+        f"{found.low:.2%} to {found.high:.2%} (95\u00a0%), {found.correct:,} of {found.images:,}",
     )
 
 
@@ -117,10 +114,21 @@ def _size(record: RunRecord) -> str:
     return f"{spec.width} × {spec.height} pixels, {'grey' if spec.channels == 1 else 'colour'}"
 
 
+def _ece_detail(found: RunEvaluation) -> str:
+    bins = f"ECE, {len(found.calibrated.bins)} bins"
+    return bins if found.temperature == 1.0 else f"{bins}; {found.uncalibrated.ece:.4f} without temperature"
+
+
 def _warnings(record: RunRecord) -> str:
-    if not record.warnings:
+    """What was odd about the data; of damaged files the names alone, since a warning holds their whole path."""
+    told = [text for text in record.warnings if not any(name in text for name in record.unreadable)]
+    if record.unreadable:
+        more = ", ..." if len(record.unreadable) > _NAMED else ""
+        names = ", ".join(record.unreadable[:_NAMED]) + more
+        told.append(f"images that cannot be read and were left out: {len(record.unreadable):,} ({names})")
+    if not told:
         return ""
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in record.warnings)
+    items = "".join(f"<li>{escape(text)}</li>" for text in told)
     return f'<div class="warning"><b>About the data</b><ul>{items}</ul></div>'
 
 
@@ -158,10 +166,10 @@ def _curves(record: RunRecord) -> str:
         for epoch in history
     )
     head = ("epoch", "training loss", "validation loss", "accuracy", "last rate", "seconds")
-    table = _table(head, rows, numbers_from=0)
+    numbers = table(head, rows, numbers_from=0)
     return (
         f'<div class="pair"><div>{loss}</div><div>{accuracy}</div></div>'
-        f'<details><summary>{_epochs(len(history))} in numbers</summary><div class="scroll">{table}</div></details>'
+        f'<details><summary>{_epochs(len(history))} in numbers</summary><div class="scroll">{numbers}</div></details>'
     )
 
 
@@ -177,8 +185,8 @@ def _confusion(found: RunEvaluation) -> str:
     if not pairs:
         return f"{chart}<p>No image was given another class than its own.</p>"
     rows = ((escape(pair.truth), escape(pair.label), f"{pair.images:,}") for pair in pairs)
-    table = _table(("is", "was called", "images"), rows, numbers_from=2)
-    return f'<div class="wide-pair">{chart}<div><h3>Most confused</h3>{table}</div></div>'
+    rows_of_pairs = table(("is", "was called", "images"), rows, numbers_from=2)
+    return f'<div class="wide-pair">{chart}<div><h3>Most confused</h3>{rows_of_pairs}</div></div>'
 
 
 def _classes(found: RunEvaluation) -> str:
@@ -193,7 +201,7 @@ def _classes(found: RunEvaluation) -> str:
         for result in found.classes
     )
     head = ("class", "images", "right", "precision", "recall")
-    return f'<div class="scroll tall">{_table(head, rows, numbers_from=1)}</div>'
+    return f'<div class="scroll tall">{table(head, rows, numbers_from=1)}</div>'
 
 
 def _share(value: float | None) -> str:
@@ -269,36 +277,19 @@ def _provenance(record: RunRecord) -> str:
         "weights (sha256)": record.weights_sha256[:16],
         **record.versions,
     }
-    left = _table(("", ""), ((escape(key), escape(str(value))) for key, value in facts.items()))
+    left = table(("", ""), ((escape(key), escape(str(value))) for key, value in facts.items()))
     rows = (
         (escape(key), escape(_plain(value)))
         for key, value in settings.items()
         if value is not None and value is not False
     )
-    return f'<div class="pair"><div>{left}</div><div>{_table(("", ""), rows)}</div></div>'
+    return f'<div class="pair"><div>{left}</div><div>{table(("", ""), rows)}</div></div>'
 
 
 def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
-
-
-def _section(title: str, body: str, *, note: str = "") -> str:
-    words = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{words}{body}</section>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 99) -> str:
-    """A table of cells that are HTML already; columns from `numbers_from` on are aligned to the right."""
-    kinds = [' class="number"' if index >= numbers_from else "" for index in range(len(head))]
-    top = "".join(f"<th{kind}>{name}</th>" for name, kind in zip(head, kinds, strict=True))
-    lines = (
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
-        for row in rows
-    )
-    header = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
-    return f"<table>{header}<tbody>{''.join(lines)}</tbody></table>"
 
 
 def _epochs(count: int) -> str:

@@ -111,6 +111,21 @@ def test_it_loads_nothing_and_names_no_local_path(page: str, run: Run) -> None:
     assert "net.safetensors" in redraw(moved)
 
 
+def test_damaged_images_are_counted_and_named_without_their_place(run: Run) -> None:
+    names = tuple(f"train/cat/{number}.png" for number in range(7))
+    record = msgspec.structs.replace(
+        run.record,
+        unreadable=names,
+        warnings=("left out: /home/somebody/train/cat/0.png: is empty", "train: left out 2 other file(s)"),
+    )
+    page = redraw(record)
+    assert "somebody" not in page
+    assert "train: left out 2 other file(s)" in page
+    assert "left out: 7 (train/cat/0.png, train/cat/1.png, train/cat/2.png, " in page
+    assert "train/cat/5.png" not in page
+    assert "About the data" not in redraw(run.record)
+
+
 def test_names_are_text(run: Run) -> None:
     evil = '<b>&"</b>'
     record = run.record
