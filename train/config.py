@@ -102,7 +102,7 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             accurate on the selection half of the validation images; accuracy is then stated on the other half.
         patience: training stops after so many epochs without a better one, on that same half; None: never.
         deterministic: whether torch may only use algorithms that give the same bits twice on one machine.
-        workers: processes that decode photographs; 0 decodes in the training process.
+        workers: processes that prepare photographs; 0: the training process does.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

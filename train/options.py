@@ -148,7 +148,9 @@ _OPTIONS = (
         "--deterministic", is_flag=True, help="The same weights twice on one machine; slower on a GPU."
     ),
     click.option(
-        "--workers", type=int, help="Processes that decode photographs [default: one per CPU, up to 8]"
+        "--workers",
+        type=int,
+        help="Processes that prepare photographs [default: 1; for a GPU one per core, up to 8]",
     ),
 )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import torch
 from msgspec import Struct
 
 from shipnet.runtime.errors import UsageError
@@ -214,7 +215,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         config,
         recipe=name,
         arch=arch,
-        workers=_workers(config.workers, small=dataset.in_memory),
+        workers=_workers(config, small=dataset.in_memory),
         **open_choices,
     )
     _check(resolved, dataset)
@@ -289,10 +290,18 @@ def _batch_size(count: int, *, small: bool) -> int:
     return min(size, count)
 
 
-def _workers(asked: int | None, *, small: bool) -> int:
+def _workers(config: TrainConfig, *, small: bool) -> int:
+    """For training on the CPU one, for a GPU one per core, up to eight.
+
+    On two busy cores a ResNet-18 at 160 pixels takes some 20 photographs a second, and one worker prepares 500
+    out of the cache or decodes 230: epochs with 0, 1 and 2 workers were as long.
+    """
     if small:
         return 0
-    return min(8, available_cores().usable) if asked is None else asked
+    if config.workers is not None:
+        return config.workers
+    on_gpu = torch.cuda.is_available() if config.device == "auto" else config.device != "cpu"
+    return min(8, available_cores().usable) if on_gpu else 1
 
 
 def cpu_threads(config: TrainConfig, dataset: Dataset, *, most: int) -> int:
