@@ -25,7 +25,10 @@ def line_chart(series: Mapping[str, Sequence[float]], *, ylabel: str, percent: b
     """Values over the epochs, from 1, one line for each name."""
     length = max(len(values) for values in series.values())
     everything = [value for values in series.values() for value in values]
-    ticks = nice_ticks(min(everything), max(everything))
+    lowest, highest = min(everything), max(everything)
+    if percent and lowest == highest:  # so that two ticks are left below 100 %
+        lowest, highest = max(0.0, lowest - 0.05), max(0.05, highest)
+    ticks = nice_ticks(lowest, highest)
     if percent:
         ticks = [tick for tick in ticks if tick <= 1 + 1e-9]
     low, high = min(ticks[0], *everything), max(ticks[-1], *everything)

@@ -48,6 +48,17 @@ def test_a_line_passes_through_its_values(epochs: int) -> None:
     assert all(left[0] < right[0] and left[1] <= right[1] for left, right in pairwise(points))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.02, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_an_accuracy_that_never_changes_is_drawn(value: float, epochs: int) -> None:
+    markup = line_chart({"a": [value] * epochs}, ylabel="Accuracy", percent=True)
+    (line,) = svg(markup).iter("polyline")
+    heights = {float(point.split(",")[1]) for point in line.attrib["points"].split()}
+    assert len(heights) == 1
+    assert 0 < heights.pop() < 300
+    assert len(re.findall(r">[\d.]+%<", markup)) >= 2
+
+
 def test_accuracy_has_no_tick_above_all() -> None:
     ticks = re.findall(r">(\d+)%<", line_chart({"a": [0.51, 0.999]}, ylabel="Accuracy", percent=True))
     assert max(map(int, ticks)) == 100
