@@ -57,7 +57,7 @@ def export(
         data=data,
         data_root=data_root,
         max_relative_difference=max_difference,
-        max_flip_rate=max_flip_rate,
+        max_flip_rate=(("fp32", max_flip_rate),),
         interop=not no_interop,
     )
     with render.stage_progress() as on_progress:

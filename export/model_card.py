@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shipnet.runtime.manifest import Manifest, Variant
+from shipnet.runtime.manifest import Manifest, Provenance, Variant
 
 
 def model_card(manifest: Manifest) -> str:
@@ -10,6 +10,7 @@ def model_card(manifest: Manifest) -> str:
     provenance, spec = manifest.provenance, manifest.input
     colour = "grey" if spec.channels == 1 else "RGB"
     shown = ", ".join(manifest.labels[:20]) + (", …" if len(manifest.labels) > 20 else "")
+    temperature = manifest.variant("fp32").temperature
     lines = [
         f"# {manifest.name}",
         "",
@@ -18,8 +19,7 @@ def model_card(manifest: Manifest) -> str:
         "",
         f"- **Classes**: {shown}",
         f"- **Input**: any image file; the network sees {spec.height} x {spec.width} pixels, {colour}",
-        f"- **Trained on**: {provenance.data}, {provenance.train_images:,} images, {provenance.epochs} epochs, "
-        f"seed {provenance.seed}",
+        f"- **Trained on**: {_training(provenance)}",
         "",
         "## Evidence",
         "",
@@ -48,12 +48,19 @@ def model_card(manifest: Manifest) -> str:
         "images like those it was validated on. Scores are softmax probabilities"
         + (
             ", not calibrated."
-            if manifest.temperature == 1.0
-            else f" at temperature {manifest.temperature:g}."
+            if temperature == 1.0
+            else f" at temperature {manifest.variant('fp32').temperature:g}."
         ),
         "",
     ]
     return "\n".join(lines)
+
+
+def _training(provenance: Provenance) -> str:
+    if provenance.epochs is None:
+        return f"unknown to shipnet; validated on {provenance.data}"
+    images = "?" if provenance.train_images is None else f"{provenance.train_images:,}"
+    return f"{provenance.data}, {images} images, {provenance.epochs} epochs, seed {provenance.seed}"
 
 
 def _evidence_table(variants: tuple[Variant, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ OUTPUT: Final = "logits"
 MAX_BATCH: Final = 65_536
 
 
-def to_onnx(network: nn.Module, images: NDArray[np.uint8], *, metadata: dict[str, str]) -> bytes:
+def to_onnx(network: nn.Module, images: NDArray[np.uint8], *, metadata: Mapping[str, str]) -> bytes:
     """Exports a network to one self-contained ONNX model with a dynamic batch axis.
 
     Args:

@@ -50,15 +50,19 @@ class Normalization(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Budget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an exported network may differ from the trained one before it is refused.
+    """What an exported network may differ from the validated one before it is refused.
 
     Attributes:
-        max_relative_difference: the largest absolute logit difference over the logits' scale.
-        max_flip_rate: the share of images whose top-1 label may change.
+        max_relative_difference: the largest absolute logit difference over the logits' scale; None: not
+            held, because the precision changes logits by its nature.
+        max_flip_rate: the share of images whose top-1 label may change. Zero holds the very images that
+            were compared; above zero it is a claim on images like them, so the interval's upper end must hold it.
+        max_top1_drop: the share of images by which accuracy may fall, held in the same way.
     """
 
-    max_relative_difference: Annotated[float, Meta(ge=0.0)]
+    max_relative_difference: Annotated[float, Meta(ge=0.0)] | None
     max_flip_rate: Fraction
+    max_top1_drop: Fraction
 
 
 class BatchParity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,35 +94,162 @@ class Accuracy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     high: Fraction
 
 
-class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one exported file proved against the trained network in PyTorch.
+class Interval(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Decisions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an exported file decides on images of the evidence half, beside the validated network.
 
     Attributes:
+        images: of the evidence half.
+        lost: right before, wrong now.
+        gained: wrong before, right now.
+        other: wrong before and now, with another label.
+        flip_rate: the share of all three, with a Wilson interval.
+        top1_drop: the accuracy lost, `(lost - gained) / images`, with Tango's interval for paired shares.
+        largest_flip_margin: of the flipped images the largest distance between the validated network's
+            two highest logits, over the logits' scale; 0 without flips.
+    """
+
+    images: Positive
+    lost: Count
+    gained: Count
+    other: Count
+    flip_rate: Interval
+    top1_drop: Interval
+    largest_flip_margin: float
+
+
+class Differences(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Quantiles, over the images compared, of an image's largest absolute logit difference.
+
+    Attributes:
+        scale: the largest absolute logit of the validated network.
+        not_finite: logits that are NaN or infinite; they are in no quantile.
+    """
+
+    median: float
+    p90: float
+    p99: float
+    max: float
+    scale: float
+    not_finite: Count
+
+
+class Invariance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whether an image's logits depend on what else is in its batch, and on its place there.
+
+    Attributes:
+        batch_sizes: that were tried, each with every image at every place.
+        images: how many.
+        max_relative_difference: to the image alone, over the logits' scale.
+        flips: images that got another label at some place.
+    """
+
+    batch_sizes: tuple[int, ...]
+    images: Positive
+    max_relative_difference: float
+    flips: Count
+
+
+class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one exported file proved on one device against the validated network.
+
+    Attributes:
+        device: on which the file ran.
         batches: logits at each batch size that was tried.
         images: validation images compared for their decision.
         flips: how many of them got another top-1 label.
         accuracy: of the exported file on the evidence half of the validation images.
-        reference_accuracy: of the trained network on the same images.
+        reference_accuracy: of the validated network on the same images.
+        decisions: on the evidence half, in detail.
+        differences: over all images compared.
+        invariance: None where the file was run by PyTorch's loaders.
     """
 
+    device: str
     batches: tuple[BatchParity, ...]
     images: Positive
     flips: Count
     top1_agreement: Fraction
     accuracy: Accuracy
     reference_accuracy: Accuracy
+    decisions: Decisions
+    differences: Differences
+    invariance: Invariance | None
+
+
+class Quantization(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an int8 variant was made.
+
+    Attributes:
+        method: that set the activations' ranges, chosen on the selection half.
+        calibration_images: that the ranges were measured on.
+        reduce_range: whether weights have 7 bits, for CPUs whose 8-bit products saturate.
+        symmetric: whether activations are int8 around zero, as TensorRT wants them; otherwise uint8.
+        fp32_nodes: the graph's nodes that went back to fp32 so that the budget holds, in that order.
+    """
+
+    method: Literal["minmax", "entropy", "percentile"]
+    calibration_images: Positive
+    reduce_range: bool
+    symmetric: bool
+    fp32_nodes: tuple[str, ...]
+
+
+Status = Literal["certified", "uncertified", "unproved"]
+Target = Literal["cpu", "cuda", "tensorrt"]
 
 
 class Variant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One precision of the network: its file, where it is meant to run, and what it proved."""
+    """One precision of the network: its file, where it is meant to run, and what it proved.
+
+    Attributes:
+        targets: devices that it is meant for.
+        needs: features of the CPU without which it decides otherwise; "vnni": products of 8 bits that do
+            not saturate.
+        opset, ir_version: of the ONNX file.
+        temperature: its logits are divided by it before the softmax.
+        status: "certified": it met its budget on one of its targets, and the images could carry that claim.
+            "uncertified": it did not break its budget, but the images are too few to certify it, and the
+            export was told to accept that. "unproved": none of its targets was there to run it; the
+            runtime lets it run where it answers the probes as it should.
+        status_reasons: why it is not certified, a phrase each.
+        replay_tolerance: the largest logit difference, over the logits' scale, that `verify` allows on a probe.
+        parities: what it proved, one for each device that ran it.
+        quantization: None unless it is an int8 variant.
+    """
 
     precision: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]*$")]
     file: RelativePath
-    targets: tuple[Literal["cpu", "cuda", "tensorrt"], ...]
+    targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
+    needs: tuple[Literal["vnni"], ...]
     opset: Positive
     ir_version: Positive
+    temperature: Annotated[float, Meta(gt=0.0)]
+    status: Status
+    status_reasons: tuple[str, ...]
+    replay_tolerance: Annotated[float, Meta(gt=0.0, le=1.0)]
     budget: Budget
-    parity: Parity
+    parities: Annotated[tuple[Parity, ...], Meta(min_length=1)]
+    quantization: Quantization | None
+
+    @property
+    def parity(self) -> Parity:
+        """What it proved on the first device."""
+        return self.parities[0]
+
+
+class LeftOut(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A variant that was asked for and is not in the bundle, and why, a phrase each."""
+
+    precision: str
+    reasons: tuple[str, ...]
 
 
 class Interop(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -133,26 +264,32 @@ class Provenance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the network comes from. Never a local path.
 
     Attributes:
+        source: what the export started from: a training run of shipnet's, weights of one's own, or an ONNX file.
+        source_sha256: of the run's weights, or of that file.
+        arch: as in `shipnet.train`; "onnx" for a foreign graph.
         data: the data set's name: a built-in's, or the folder's own name.
         data_fingerprint: sha256 over every image's name, label and bytes.
         unreadable_images: damaged ones, which neither trained nor validated.
-        recipe: the training configuration, whole.
+        train_images: that the network learned from; None: unknown, it was not trained here.
+        recipe: the training configuration, whole; None like `seed` and `epochs` where it was not trained here.
         split_seed: the seed of the split into selection and evidence half.
         versions: of every library that had a part in it.
         git_commit: of the code that trained, where it ran from a checkout.
     """
 
+    source: Literal["run", "weights", "onnx"]
+    source_sha256: Sha256
     arch: str
     parameters: Positive
     data: str
     data_fingerprint: Sha256
-    train_images: Positive
+    train_images: Positive | None
     validation_images: Positive
     unreadable_images: Count
-    recipe: dict[str, Any]
-    seed: int
+    recipe: dict[str, Any] | None
+    seed: int | None
     split_seed: int
-    epochs: Count
+    epochs: Count | None
     versions: dict[str, str]
     git_commit: str | None
 
@@ -174,10 +311,10 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     labels: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=2)]
     input: InputSpec
     preprocess: PreprocessSpec
-    normalization: Normalization
+    normalization: Normalization | None
     output: OutputSpec
-    temperature: Annotated[float, Meta(gt=0.0)]
     variants: Annotated[tuple[Variant, ...], Meta(min_length=1)]
+    left_out: tuple[LeftOut, ...]
     interop: tuple[Interop, ...]
     provenance: Provenance
     files: tuple[FileEntry, ...]
@@ -263,7 +400,7 @@ def _contradictions(manifest: Manifest) -> list[str]:
         )
     if (spec.height, spec.width, spec.channels) != (network.height, network.width, network.channels):
         problems.append("input and preprocess disagree on height, width or channels")
-    for field in ("mean", "std"):
+    for field in ("mean", "std") if manifest.normalization else ():
         if len(getattr(manifest.normalization, field)) != network.channels:
             problems.append(f"normalization.{field}: expected one value per channel ({network.channels})")
     precisions = [variant.precision for variant in manifest.variants]
@@ -271,6 +408,11 @@ def _contradictions(manifest: Manifest) -> list[str]:
         problems.append("variants: a precision stands twice")
     if "fp32" not in precisions:
         problems.append("variants: fp32 is missing")
+    problems += [
+        f"variants: {item.precision} is both there and left out"
+        for item in manifest.left_out
+        if item.precision in precisions
+    ]
     problems += _path_problems(manifest)
     return problems
 

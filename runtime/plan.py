@@ -115,7 +115,7 @@ def resolve(
         decode_threads=decode_threads,
         batch_size=batch_size,
         decoder=decoder_version(),
-        temperature=bundle.manifest.temperature,
+        temperature=variant.temperature,
         versions=installed_versions(_LIBRARIES),
     )
     return plan, backend

@@ -122,6 +122,7 @@ def bundle(opened: Bundle) -> None:
     """What a bundle says of itself."""
     manifest = opened.manifest
     spec, pre, made = manifest.input, manifest.preprocess, manifest.provenance
+    fp32 = manifest.variant("fp32")
     facts = table(f"{manifest.name}  {opened.path}", "", "")
     facts.show_header = False
     resize = pre.resize if pre.resize_size is None else f"{pre.resize} from {pre.resize_size}"
@@ -134,20 +135,24 @@ def bundle(opened: Bundle) -> None:
         ("resize", f"{resize}, {pre.interpolation}"),
         (
             "output",
-            f"{manifest.output.name}: {manifest.output.dtype} logits, temperature {manifest.temperature:g}",
+            f"{manifest.output.name}: {manifest.output.dtype} logits, temperature {fp32.temperature:g}",
         ),
         ("network", f"{made.arch}, {made.parameters:,} parameters"),
         (
             "data",
-            f"{made.data}: {made.train_images:,} training, {made.validation_images:,} validation images",
+            f"{made.data}: {_or_unknown(made.train_images)} training, {made.validation_images:,} validation images",
         ),
-        ("training", f"{made.epochs} epochs, seed {made.seed}"),
+        ("training", "not shipnet's" if made.epochs is None else f"{made.epochs} epochs, seed {made.seed}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),
         ("git commit", made.git_commit or "unknown"),
         ("size", f"{opened.size_bytes:,} bytes in {len(manifest.files)} files"),
     ):
         facts.add_row(name, value)
     show(facts, "", _evidence(opened))
+
+
+def _or_unknown(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
 
 
 def _evidence(opened: Bundle) -> Table:

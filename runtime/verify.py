@@ -93,7 +93,7 @@ def _run(bundle: Bundle, variant: Variant, plan: ExecutionPlan, backend: Backend
     yield Check(
         name=f"{variant.precision} opens",
         passed=True,
-        detail=f"on {found.provider} with {plan.intra_op_threads} threads ({plan.device_reason})",
+        detail=f"on {found.provider} with {_count(plan.intra_op_threads, 'thread')} ({plan.device_reason})",
     )
     spec = bundle.manifest.input
     shape = (max(_BATCH_SIZES), spec.height, spec.width, spec.channels)
@@ -109,6 +109,10 @@ def _run(bundle: Bundle, variant: Variant, plan: ExecutionPlan, backend: Backend
         yield _batches_agree(variant, backend, images, alone)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _batches_agree(
     variant: Variant, backend: Backend, images: NDArray[np.uint8], alone: NDArray[np.float32]
 ) -> Check:
@@ -120,7 +124,7 @@ def _batches_agree(
         difference = float(np.abs(together - alone).max()) / scale
         if not difference <= worst:
             worst, worst_size = difference, size
-    budget = variant.budget.max_relative_difference
+    budget = variant.replay_tolerance
     sizes = ", ".join(map(str, _BATCH_SIZES))
     where = f", at batch size {worst_size}" if worst else ""
     return Check(

@@ -72,7 +72,7 @@ def test_scores_are_those_under_the_temperature_that_the_run_fitted(
     images: np.ndarray,  # type: ignore[type-arg]
 ) -> None:
     manifest = Bundle.open(digits_bundle).manifest
-    assert manifest.temperature == run.record.temperature != 1.0
+    assert manifest.variant("fp32").temperature == run.record.temperature != 1.0
     assert manifest.provenance.split_seed == run.record.evaluation.split_seed
     assert manifest.variant("fp32").parity.accuracy == run.record.evaluation.evidence
     worst = run.record.evaluation.top_losses[0]
@@ -151,9 +151,8 @@ def test_one_layer_off_by_one_per_cent_is_caught(
     images: np.ndarray,  # type: ignore[type-arg]
 ) -> None:
     from shipnet.export.onnx_graph import to_onnx
-    from shipnet.export.parity import Chunk, compare_batches, prove
+    from shipnet.export.parity import Chunk, Exported, compare_batches, prove
     from shipnet.runtime.backends.ort import OrtBackend
-    from shipnet.runtime.manifest import Budget
 
     network = run.network()
     changed = run.network()
@@ -162,15 +161,10 @@ def test_one_layer_off_by_one_per_cent_is_caught(
     model = to_onnx(changed, images[:2], metadata={})
     backend = OrtBackend.open(model, provider="CPUExecutionProvider")
     reference = as_function(network)
-    chunk = Chunk(0, images, np.zeros(len(images), np.int64), np.ones(len(images), bool))
-    report = prove(
-        reference,
-        {"onnx": backend.run},
-        [chunk],
-        batches={"onnx": compare_batches(reference, backend.run, images[:64], (1, 64))},
-        labels=run.record.labels,
-        budget=Budget(max_relative_difference=1e-4, max_flip_rate=0.0),
-    )
+    chunk = Chunk(np.arange(len(images)), images, np.zeros(len(images), np.int64), np.ones(len(images), bool))
+    batches = compare_batches(reference, backend.run, images[:64], (1, 64))
+    exported = Exported(backend.run, "cpu", ExportConfig().budget("fp32"), batches)
+    report = prove(reference, {"onnx": exported}, [chunk], labels=run.record.labels)
     assert any("logits differ" in breach for breach in report.formats[0].breaches)
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shipnet.export.parity import Chunk, ParityReport, compare_batches, prove
+from shipnet.export.parity import Chunk, Exported, ParityReport, compare_batches, compare_places, prove
 from shipnet.runtime import ParityError
 from shipnet.runtime.manifest import Budget
 
 Images = NDArray[np.uint8]
 Logits = NDArray[np.float32]
-BUDGET = Budget(max_relative_difference=1e-4, max_flip_rate=0.0)
+Run = Callable[[Images], Logits]
+BUDGET = Budget(max_relative_difference=1e-4, max_flip_rate=0.0, max_top1_drop=0.0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), dtype=np.uint8)
 
 
@@ -31,19 +32,14 @@ def chunks() -> Iterator[Chunk]:
     evidence = np.arange(50) % 2 == 0
     for first in range(0, 50, 20):
         part = slice(first, first + 20)
-        yield Chunk(first, IMAGES[part], TRUTH[part], evidence[part])
+        yield Chunk(np.arange(50)[part], IMAGES[part], TRUTH[part], evidence[part])
 
 
-def report(found: object) -> ParityReport:
-    batches = {"other": compare_batches(linear, found, IMAGES, (1, 7, 50))}  # type: ignore[arg-type]
-    return prove(
-        linear,
-        {"other": found},  # type: ignore[dict-item]
-        chunks(),
-        batches=batches,
-        labels=("a", "b", "c"),
-        budget=BUDGET,
-    )
+def report(found: Run, budget: Budget = BUDGET) -> ParityReport:
+    batches = compare_batches(linear, found, IMAGES, (1, 7, 50))
+    places = compare_places(found, IMAGES[:5], (2, 7))
+    exported = Exported(run=found, device="cpu", budget=budget, batches=batches, invariance=places)
+    return prove(linear, {"other": exported}, chunks(), labels=("a", "b", "c"))
 
 
 def test_the_same_network_has_nothing_to_report() -> None:
@@ -77,9 +73,12 @@ def test_a_flip_is_counted_and_shown_first() -> None:
     assert entry.parity.flips == 1
     assert entry.parity.top1_agreement == pytest.approx(0.98)
     assert any("1 of 50 images get another label (2.000%), budget 0.000%" in b for b in entry.breaches)
+    (flip,) = entry.flips
+    assert (flip.index, flip.evidence) == (23, False)
+    assert flip.reference_label == flip.true_label != flip.exported_label
+    assert flip.margin == pytest.approx(np.diff(np.sort(linear(IMAGES[23:24])[0])[-2:])[0])
     assert entry.worst[0].index == 23
-    assert entry.worst[0].reference_label != entry.worst[0].exported_label
-    assert entry.worst[0].reference_label == entry.worst[0].true_label
+    assert entry.parity.decisions.lost == 0  # on the evidence half, to which it does not belong
 
 
 def test_a_network_that_depends_on_its_batch_is_caught_by_batch_size() -> None:
@@ -112,4 +111,56 @@ def test_a_reference_that_is_not_finite_proves_nothing() -> None:
         return np.full((len(images), 3), np.nan, np.float32)
 
     with pytest.raises(ParityError, match="the trained network gives NaN"):
-        prove(broken, {}, chunks(), batches={}, labels=("a", "b", "c"), budget=BUDGET)
+        prove(broken, {}, chunks(), labels=("a", "b", "c"))
+
+
+def test_flips_are_counted_both_ways() -> None:
+    """Truths are the reference's labels but for two images, so that a change can lose and gain."""
+    truth = TRUTH.copy()
+    truth[[0, 2]] = (truth[[0, 2]] + 1) % 3
+
+    def turned(images: Images) -> Logits:
+        logits = linear(images)
+        if len(images) == 50:
+            for index, shift in ((0, 1), (2, 2), (4, 1), (6, 1)):  # gained, other, lost, lost
+                logits[index] = np.roll(logits[index], shift)
+        return logits
+
+    everything = Chunk(np.arange(50), IMAGES, truth, np.ones(50, bool))
+    exported = Exported(turned, "cpu", BUDGET, ())
+    (entry,) = prove(linear, {"other": exported}, [everything], labels=("a", "b", "c")).formats
+    found = entry.parity.decisions
+    assert (found.lost, found.gained, found.other, found.images) == (2, 1, 1, 50)
+    assert found.flip_rate.value == 4 / 50
+    assert found.top1_drop.value == 1 / 50
+    assert found.top1_drop.low < 0 < found.top1_drop.high
+    assert entry.parity.reference_accuracy.correct - entry.parity.accuracy.correct == 1
+    assert found.largest_flip_margin == pytest.approx(
+        max(item.margin for item in entry.flips) / entry.parity.differences.scale
+    )
+    assert [item.margin for item in entry.flips] == sorted((i.margin for i in entry.flips), reverse=True)
+    assert any("accuracy falls by 2.000% on 50 images, budget 0.000%" in phrase for phrase in entry.breaches)
+
+
+def test_a_claim_that_the_images_cannot_carry_is_named() -> None:
+    loose = Budget(max_relative_difference=None, max_flip_rate=0.05, max_top1_drop=0.05)
+    (entry,) = report(linear, loose).formats
+    assert entry.breaches == ()
+    assert len(entry.uncarried) == 2
+    assert "the fall of accuracy is 0.000% on 25 images, which cannot tell it from 13.3" in entry.uncarried[1]
+    wide = Budget(max_relative_difference=None, max_flip_rate=0.2, max_top1_drop=0.2)
+    assert report(linear, wide).formats[0].uncarried == ()
+
+
+def test_a_network_that_looks_at_its_neighbours_is_caught_by_place() -> None:
+    def leaning(images: Images) -> Logits:
+        logits = linear(images)
+        logits[1:2] += np.float32(1.0)
+        return logits
+
+    found = compare_places(leaning, IMAGES[:5], (2, 3, 7))
+    assert found.max_relative_difference == pytest.approx(1.0 / np.abs(linear(IMAGES[:5])).max())
+    assert (found.images, found.batch_sizes) == (5, (2, 3, 7))
+    assert compare_places(linear, IMAGES[:5], (2, 3, 7)).max_relative_difference == 0.0
+    (entry,) = report(leaning).formats
+    assert any("with its place in a batch" in breach for breach in entry.breaches)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shipnet.runtime.accuracy import accuracy, wilson_interval
+from shipnet.runtime.accuracy import accuracy, paired_difference, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,22 @@ def test_the_interval_holds_the_share(pair: tuple[int, int]) -> None:
 def test_all_right_is_no_certainty() -> None:
     assert accuracy(10, 10).low == pytest.approx(0.7225, abs=5e-4)
     assert accuracy(10, 10).high == 1.0
+
+
+def test_without_a_difference_the_interval_is_the_closed_form() -> None:
+    found = paired_difference(0, 0, 5000)
+    z2 = 1.959963984540054**2
+    assert found.value == 0.0
+    assert (found.low, found.high) == pytest.approx((-z2 / (5000 + z2), z2 / (5000 + z2)))
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 2000))
+def test_a_paired_difference_lies_in_its_interval_and_turns_with_the_order(
+    lost: int, gained: int, same: int
+) -> None:
+    images = lost + gained + same + 1
+    found, turned = paired_difference(lost, gained, images), paired_difference(gained, lost, images)
+    assert -1.0 <= found.low <= found.value <= found.high <= 1.0
+    assert (found.low, found.high) == pytest.approx((-turned.high, -turned.low), abs=1e-12)
+    wide = paired_difference(lost, gained, images, z=3.0)
+    assert wide.low <= found.low and found.high <= wide.high

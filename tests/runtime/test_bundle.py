@@ -113,7 +113,7 @@ def test_a_link_is_refused(bundle_copy: Path) -> None:
             lambda m: m["normalization"].update(mean=[0.1, 0.2]),
             r"normalization\.mean: expected one value per channel",
         ),
-        (lambda m: m.update(temperature=0.0), r"`float` > 0\.0.*temperature"),
+        (lambda m: m["variants"][0].update(temperature=0.0), r"`float` > 0\.0.*temperature"),
         (lambda m: m["variants"][0].update(precision="fp16"), "fp32 is missing"),
         (lambda m: m["variants"][0].update(file="../fp32.onnx"), "is named but missing from files"),
         (
