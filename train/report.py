@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from shipnet.runtime.confusion import most_confused
 from shipnet.runtime.manifest import Accuracy
+from shipnet.runtime.page import card, cards, page, section, table, tiles, warning
 
 from .charts import confusion_chart, line_chart, reliability_chart
 from .evaluation import RunEvaluation, TopLoss
 from .examples import Examples, draw_examples
 from .images import Dataset, pixels
-from .page import PAGE, section, table
 from .run import RunRecord
-from .thumbnails import LOSSLESS_UP_TO, data_uri
 
 REPORT: Final = "report.html"
 _EXAMPLES = 24
@@ -65,15 +64,8 @@ def report_html(record: RunRecord, worst: NDArray[np.uint8], augmented: Examples
         section("What the network was trained on", _gallery(augmented), note="Augmented training images."),
         section("How it was made", _provenance(record)),
     )
-    title = f"{record.data}: {record.arch}"
-    return PAGE.substitute(
-        title=escape(title),
-        data=escape(record.data),
-        arch=escape(record.arch),
-        created=escape(record.created_utc.replace("T", " ").replace("+00:00", " UTC")),
-        rendering="pixelated" if max(worst.shape[1:3]) <= LOSSLESS_UP_TO else "auto",
-        body="\n".join(part for part in sections if part),
-    )
+    created = record.created_utc.replace("T", " ").replace("+00:00", " UTC")
+    return page(record.data, f"{record.arch}, trained {created}", sections, image_size=max(worst.shape[1:3]))
 
 
 _LOSS_NOTE: Final = (
@@ -84,21 +76,17 @@ _LOSS_NOTE: Final = (
 
 def _tiles(record: RunRecord) -> str:
     found = record.evaluation
-    tiles = [_accuracy_tile("Validation accuracy", found.accuracy)]
+    shown = [_accuracy_tile("Validation accuracy", found.accuracy)]
     if found.test is not None:
-        tiles.append(_accuracy_tile("Test accuracy", found.test))
-    tiles += [
+        shown.append(_accuracy_tile("Test accuracy", found.test))
+    shown += [
         ("Calibration error", f"{found.calibrated.ece:.4f}", _ece_detail(found)),
         ("Images", f"{record.train_images:,}", f"for training, {record.valid_images:,} for validation"),
         ("Classes", f"{len(record.labels):,}", _size(record)),
         ("Parameters", _thousands(record.parameters), escape(record.arch)),
         ("Time", _duration(record.wall_s), escape(record.device)),
     ]
-    cells = (
-        f'<div class="tile"><span>{name}</span><strong>{value}</strong><small>{detail}</small></div>'
-        for name, value, detail in tiles
-    )
-    return f'<div class="tiles">{"".join(cells)}</div>'
+    return tiles(shown)
 
 
 def _accuracy_tile(name: str, found: Accuracy) -> tuple[str, str, str]:
@@ -126,10 +114,7 @@ def _warnings(record: RunRecord) -> str:
         more = ", ..." if len(record.unreadable) > _NAMED else ""
         names = ", ".join(record.unreadable[:_NAMED]) + more
         told.append(f"images that cannot be read and were left out: {len(record.unreadable):,} ({names})")
-    if not told:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in told)
-    return f'<div class="warning"><b>About the data</b><ul>{items}</ul></div>'
+    return warning("About the data", told)
 
 
 def _training_note(record: RunRecord) -> str:
@@ -211,8 +196,8 @@ def _share(value: float | None) -> str:
 
 
 def _top_losses(items: Sequence[TopLoss], pictures: NDArray[np.uint8]) -> str:
-    cards = (
-        _card(
+    return cards(
+        card(
             picture,
             f"<b>{escape(item.truth)}</b> called <b>{escape(item.label)}</b>"
             if item.truth != item.label
@@ -222,21 +207,12 @@ def _top_losses(items: Sequence[TopLoss], pictures: NDArray[np.uint8]) -> str:
         )
         for item, picture in zip(items, pictures, strict=True)
     )
-    return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _gallery(found: Examples) -> str:
-    cards = (
-        _card(image, escape(label), "", title=label)
+    return cards(
+        card(image, escape(label), "", title=label)
         for image, label in zip(found.images, found.labels, strict=True)
-    )
-    return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _card(image: NDArray[np.uint8], caption: str, detail: str, *, title: str) -> str:
-    return (
-        f'<figure title="{escape(title)}"><img alt="{escape(title)}" src="{data_uri(image)}">'
-        f"<figcaption>{caption}<small>{detail}</small></figcaption></figure>"
     )
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shipnet.runtime.thumbnails import data_uri
 from shipnet.train import Run, TrainConfig, load_run
 from shipnet.train.examples import Examples
 from shipnet.train.report import REPORT, report_html
 from shipnet.train.run import RunRecord
-from shipnet.train.thumbnails import data_uri
 
 VOID = {"meta", "img", "br"}
 

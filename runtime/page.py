@@ -1,4 +1,4 @@
-"""The frame of `report.html`: its style, where the parts go, and how they begin."""
+"""A page to read and to pass on: its style, its frame and its parts. It loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from html import escape
 from string import Template
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .thumbnails import LOSSLESS_UP_TO, data_uri
+
 # The policy forbids the browser to load anything; what is shown is inside.
-PAGE: Final = Template("""<!DOCTYPE html>
+_PAGE: Final = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -84,13 +89,66 @@ footer { margin-top: 18px; color: var(--soft); font-size: 13px; }
 </head>
 <body>
 <main>
-<header><h1>$data</h1><span>$arch, trained $created</span></header>
+<header><h1>$heading</h1><span>$subtitle</span></header>
 $body
 <footer>Written by shipnet. This page loads nothing; what it shows is inside it.</footer>
 </main>
 </body>
 </html>
 """)
+
+
+def page(heading: str, subtitle: str, parts: Iterable[str], *, image_size: int) -> str:
+    """A whole HTML document.
+
+    Args:
+        heading: its name, text.
+        subtitle: beside the heading, text.
+        parts: cards, tiles and warnings, HTML; empty ones are left out.
+        image_size: the longer side, in pixels, of the images that `card` shows; small ones keep their squares.
+    """
+    return _PAGE.substitute(
+        title=escape(f"{heading}: {subtitle}"),
+        heading=escape(heading),
+        subtitle=escape(subtitle),
+        rendering="pixelated" if image_size <= LOSSLESS_UP_TO else "auto",
+        body="\n".join(part for part in parts if part),
+    )
+
+
+def tiles(items: Iterable[tuple[str, str, str]]) -> str:
+    """Figures side by side: a name, a value and a detail each, all HTML already."""
+    cells = (
+        f'<div class="tile"><span>{name}</span><strong>{value}</strong><small>{detail}</small></div>'
+        for name, value, detail in items
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def warning(title: str, texts: Iterable[str]) -> str:
+    """A box with a list, all text; nothing where there are no texts."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<div class="warning"><b>{escape(title)}</b><ul>{items}</ul></div>' if items else ""
+
+
+def cards(figures: Iterable[str]) -> str:
+    """Pictures in a grid, each as `card` gives it."""
+    return f'<div class="cards">{"".join(figures)}</div>'
+
+
+def card(image: NDArray[np.uint8], caption: str, detail: str, *, title: str) -> str:
+    """A picture with its caption.
+
+    Args:
+        image: uint8 (H, W, 1 or 3).
+        caption: HTML.
+        detail: HTML, below the caption.
+        title: text, shown where the mouse rests.
+    """
+    return (
+        f'<figure title="{escape(title)}"><img alt="{escape(title)}" src="{data_uri(image)}">'
+        f"<figcaption>{caption}<small>{detail}</small></figcaption></figure>"
+    )
 
 
 def section(title: str, body: str, *, note: str = "") -> str:
