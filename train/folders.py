@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from .splits import split_train_valid
 TRAIN_NAMES = ("train", "training")
 VALID_NAMES = ("val", "valid", "validation")
 TEST_NAMES = ("test", "testing")
+_SHOWN = 20  # classes in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,46 @@ class FolderImages:
     unreadable: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """The images of a folder with a sub-folder per class.
+
+    Attributes:
+        images: whose labels are indices into the labels that were given.
+        headers: of each image, by name.
+        unreadable: the names of files that are no images, which were left out.
+    """
+
+    images: ImageSet
+    headers: dict[str, Header]
+    warnings: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def load_labelled(root: Path, labels: tuple[str, ...], *, owner: str, strict: bool) -> LabelledImages:
+    """Lists a folder's images by class, and reads every file once, for its hash and header.
+
+    Args:
+        root: with a sub-folder for each class, or for some.
+        labels: the classes, in an order of their own.
+        owner: whose labels they are, for messages.
+        strict: whether a damaged image stops; otherwise it is left out, with a warning.
+
+    Raises:
+        DataError: no images, or a folder that is none of the labels.
+        ImageError: a damaged image, where `strict`.
+    """
+    warnings: list[str] = []
+    files = _scan(root, root, warnings)
+    _align(files, labels, folder=root, owner=owner, warnings=warnings)
+    headers, damaged = _read_headers(files, strict)
+    if not headers:
+        raise DataError(f"{root}: no image that can be read: {next(iter(damaged.values()))}")
+    warnings += [f"left out: {why}" for why in damaged.values()]
+    images = _image_set([file for file in files if file.name in headers], labels)
+    return LabelledImages(images, headers, tuple(warnings), tuple(damaged))
+
+
 def load_folder(root: Path, config: DataConfig) -> FolderImages:
     """Lists a folder's images, reads every file once (for its hash and header), and divides them.
 
@@ -99,7 +140,7 @@ def load_folder(root: Path, config: DataConfig) -> FolderImages:
         )
     for part in ("valid", "test"):
         if part in scanned:
-            _align(scanned[part], labels, folder=parts[part], warnings=warnings)
+            _align(scanned[part], labels, folder=parts[part], owner="training", warnings=warnings)
     headers, damaged = _read_headers([file for files in scanned.values() for file in files], config.strict)
     if damaged:
         scanned = {
@@ -179,20 +220,27 @@ def _image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 
-def _align(files: list[ImageFile], labels: tuple[str, ...], *, folder: Path, warnings: list[str]) -> None:
-    """Holds a division's classes against the training classes, by name."""
+def _align(
+    files: list[ImageFile], labels: tuple[str, ...], *, folder: Path, owner: str, warnings: list[str]
+) -> None:
+    """Holds a division's classes against the classes of `owner`, by name."""
     have = {file.class_name for file in files}
     unknown = sorted(have - set(labels))
     if unknown:
         raise DataError(
-            f"{folder}: class {unknown[0]!r} is unknown to training, which has: {', '.join(labels)}; "
+            f"{folder}: class {unknown[0]!r} is unknown to {owner}, which has: {_some(labels)}; "
             "rename or remove it"
         )
     if not have:
         raise DataError(f"{folder}: no images; expected a sub-folder per class")
     missing = [label for label in labels if label not in have]
     if missing:
-        warnings.append(f"{folder.name}: no images of {', '.join(missing)}, which are not measured")
+        warnings.append(f"{folder.name}: no images of {_some(missing)}, which are not measured")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _read_headers(files: list[ImageFile], strict: bool) -> tuple[dict[str, Header], dict[str, str]]:

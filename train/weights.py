@@ -106,7 +106,7 @@ def load_weights(net: nn.Module, config: TrainConfig, labels: tuple[str, ...]) -
     """
     origin = find_weights(config)
     arch = str(config.arch)
-    state = read_weights(origin.path) if origin.path else _torchvision_weights(arch)
+    state = read_weights(origin.path or torchvision_file(_default_weights(arch)))
     own, head = net.state_dict(), head_name(net) + "."
     done = [f"starts from the weights of {origin.name}"]
     if _sum_over_rgb(state, own):
@@ -119,7 +119,7 @@ def load_weights(net: nn.Module, config: TrainConfig, labels: tuple[str, ...]) -
     for name, tensor in own.items():
         if name.endswith(".num_batches_tracked"):  # files of old versions of torch have none
             state.setdefault(name, torch.zeros_like(tensor))
-    _refuse_strangers(state, own, where=origin.name, arch=arch)
+    refuse_other_tensors(state, own, where=origin.name, arch=arch)
     net.load_state_dict(state)
     return tuple(done)
 
@@ -130,14 +130,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: neither of them, or something else than names and tensors of finite numbers.
     """
+    return check_state(read_state(path), where=path)
+
+
+def read_state(path: Path) -> object:
+    """What a safetensors file holds, or what `torch.save` wrote, whatever that is; no code in it is run.
+
+    Raises:
+        WeightsError: neither of them, or one that cannot be read without running code.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
-            state: object = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -151,17 +159,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: no weights that can be read safely: {reason}: save model.state_dict() as safetensors"
         ) from error
+
+
+def check_state(state: object, *, where: Path) -> dict[str, Tensor]:
+    """A state dict, of finite numbers.
+
+    Raises:
+        WeightsError: it is something else.
+    """
     if (
         not isinstance(state, dict)
         or not all(isinstance(value, Tensor) for value in state.values())
         or not state
     ):
         raise WeightsError(
-            f"{path}: holds {_describe(state)}, not a state dict of names and tensors: save model.state_dict()"
+            f"{where}: holds {_describe(state)}, not a state dict of names and tensors: save model.state_dict()"
         )
     for name, tensor in state.items():
         if not tensor.isfinite().all():
-            raise WeightsError(f"{path}: {name} holds numbers that are not finite")
+            raise WeightsError(f"{where}: {name} holds numbers that are not finite")
     return dict(state)
 
 
@@ -197,19 +213,32 @@ def _default_weights(arch: str) -> Any:
     return get_model_weights(arch).DEFAULT
 
 
-def _known_statistics(arch: str | None, digest: str) -> tuple[Statistics, Statistics]:
-    """Of a file that is one of torchvision's own, which end their names in the start of their sha256."""
+def torchvision_entry(arch: str | None, digest: str) -> Any:
+    """The entry of torchvision's for an architecture that a file is, by its sha256; None where it is none.
+
+    Torchvision's files end their names in the start of their sha256.
+    """
     from torchvision.models import get_model_weights
 
     for weights in get_model_weights(arch) if arch and arch not in SMALL_NETS else ():
         if digest.startswith(Path(weights.url).stem.rpartition("-")[2]):
-            return tuple(weights.transforms().mean), tuple(weights.transforms().std)
-    return None, None
+            return weights
+    return None
 
 
-def _torchvision_weights(arch: str) -> dict[str, Tensor]:
-    """From torchvision's cache, else downloaded into it and checked."""
-    weights = _default_weights(arch)
+def _known_statistics(arch: str | None, digest: str) -> tuple[Statistics, Statistics]:
+    weights = torchvision_entry(arch, digest)
+    if weights is None:
+        return None, None
+    return tuple(weights.transforms().mean), tuple(weights.transforms().std)
+
+
+def torchvision_file(weights: Any) -> Path:
+    """The file of an entry of torchvision's, from its cache, else downloaded into it and checked.
+
+    Raises:
+        WeightsError: it is not there and cannot be downloaded.
+    """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     if not cached.is_file():
         try:
@@ -221,7 +250,7 @@ def _torchvision_weights(arch: str) -> dict[str, Tensor]:
                 f"{weights.url} cannot be downloaded: {error}: lay the file at {cached} by hand, or give weights of "
                 "your own with --weights FILE"
             ) from error
-    return read_weights(cached)
+    return cached
 
 
 def _sum_over_rgb(state: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
@@ -246,8 +275,12 @@ def _same_classes(state: dict[str, Tensor], own: dict[str, Tensor], head: str) -
     return not same_but_classes or all(shape == ours[name] for name, shape in theirs.items())
 
 
-def _refuse_strangers(state: dict[str, Tensor], own: dict[str, Tensor], *, where: str, arch: str) -> None:
-    """Names what differs between a file's tensors and a network's."""
+def refuse_other_tensors(state: dict[str, Tensor], own: dict[str, Tensor], *, where: str, arch: str) -> None:
+    """Names what differs between a file's tensors and a network's.
+
+    Raises:
+        WeightsError: something does.
+    """
     found = [f"{name} is missing" for name in own if name not in state]
     found += [f"{name} is none of its tensors" for name in state if name not in own]
     found += [
