@@ -266,6 +266,29 @@ def refuse_differences(path: Path, checkpoint: Checkpoint, config: TrainConfig, 
         )
 
 
+def warn_of_changes(path: Path, checkpoint: Checkpoint, *, hardware: str, versions: dict[str, str]) -> None:
+    """Says so where training goes on by other means than it began: then the weights end up others, to the bit.
+
+    Args:
+        path: of the checkpoint, for the message.
+        checkpoint: what computed until now.
+        hardware: what computes now, in words.
+        versions: of the libraries that are here now.
+    """
+    before, now = {"hardware": checkpoint.hardware, **checkpoint.versions}, {"hardware": hardware, **versions}
+    found = [
+        f"{name} is {now.get(name, 'gone')}, was {before.get(name, 'not there')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if found:
+        logger.warning(
+            "%s: resumed by other means, so not to the same bits as a training without the break: %s",
+            path,
+            "; ".join(found),
+        )
+
+
 def _flat(config: TrainConfig) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(config)
     data = plain.pop("data")

@@ -18,7 +18,7 @@ from shipnet.runtime.staging import staged_folder
 
 from . import channel_stats, recipe
 from .architectures import build
-from .checkpoint import CheckpointFolder
+from .checkpoint import CheckpointFolder, warn_of_changes
 from .config import BUILT_IN, CacheConfig, TrainConfig
 from .data import load_data
 from .devices import choose_device, deterministic, threads
@@ -30,6 +30,7 @@ from .job import Job, checkpoint_of, record_of
 from .loop import evaluate, train
 from .normalize import Deployable
 from .photos import Photos, read_images
+from .provenance import versions
 from .report import write_report
 from .run import (
     Run,
@@ -110,6 +111,8 @@ def fit(
             normalization = choose_normalization(config, dataset, photos=photos)
         count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
         job = Job(asked, config, dataset, photos, device, normalization, count, started, checkpoint)
+        if checkpoint is not None:
+            warn_of_changes(checkpoints.path, checkpoint, hardware=job.hardware, versions=versions())
         with threads(count), _own_random_state(device.device, config.seed):
             record, weights = _train(job, checkpoints, notify)
         with staged_folder(place) as folder:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -105,6 +107,25 @@ def test_with_nothing_to_resume_it_starts_and_says_so(
     assert "no checkpoint to resume, starting at the first epoch" in caplog.text
     assert weights(run.path) == weights(whole.path)
     assert run.record.resumed_after == ()
+
+
+def test_other_hardware_and_versions_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    partial = stopped(tmp_path / "run")
+    path = partial / CHECKPOINT
+    record = json.loads(path.read_text())
+    record["versions"] |= {"torch": "2.11.0", "apex": "1.0"}
+    record["hardware"] = "abacus"
+    path.write_text(json.dumps(record))
+    fit(CONFIG, tmp_path / "run", resume=True)
+    (said,) = [line for line in caplog.messages if "resumed by other means" in line]
+    assert "apex is gone, was 1.0; hardware is " in said
+    assert re.search(r"hardware is .+, was abacus; torch is [\d.a-z+]+, was 2\.11\.0$", said)
+
+
+def test_on_the_same_hardware_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stopped(tmp_path / "run", after=3)
+    fit(CONFIG, tmp_path / "run", resume=True)
+    assert "resumed by other means" not in caplog.text
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
