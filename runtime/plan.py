@@ -7,6 +7,7 @@ import statistics
 import time
 from typing import Final
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -17,6 +18,7 @@ from .errors import DeviceError, UsageError, require
 from .machine import available_cores
 from .manifest import Variant
 from .preprocess import decoder_version
+from .replay import prove_here
 
 DEVICES: Final = ("auto", *PROVIDERS)
 DEFAULT_BATCH_SIZE: Final = 32
@@ -45,6 +47,7 @@ class ExecutionPlan(Struct, frozen=True, kw_only=True):
         decoder: the libraries that decode images.
         temperature: the logits are divided by it before softmax.
         versions: of the libraries that run.
+        proof: why the variant may run here: "certified", or how it answered the bundle's probes on this device.
     """
 
     bundle: str
@@ -62,6 +65,7 @@ class ExecutionPlan(Struct, frozen=True, kw_only=True):
     decoder: str
     temperature: float
     versions: dict[str, str]
+    proof: str
 
 
 def resolve(
@@ -72,7 +76,7 @@ def resolve(
     threads: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> tuple[ExecutionPlan, Backend]:
-    """Decides what runs, and opens it.
+    """Decides what runs, opens it, and lets it run where it is proved: at export, or on the bundle's probes here.
 
     Args:
         bundle: an opened bundle.
@@ -86,10 +90,31 @@ def resolve(
 
     Raises:
         UsageError: an unknown device, or a number below one.
-        BundleError: the bundle has no such variant.
-        DeviceError: the device cannot run it, or the variant is not meant for the device.
+        BundleError: the bundle has no such variant, or probes that the format does not allow.
+        DeviceError: the device cannot run it, the variant is not meant for the device, or it has to answer
+            probes there (see `replay.prove_here`) and does not.
         MissingExtraError: onnxruntime is not installed.
     """
+    plan, backend = open_engine(
+        bundle, device=device, precision=precision, threads=threads, batch_size=batch_size
+    )
+    try:
+        proof = prove_here(bundle, bundle.manifest.variant(precision), backend.run, device=plan.device)
+    except BaseException:
+        backend.close()
+        raise
+    return msgspec.structs.replace(plan, proof=proof), backend
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    threads: int | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> tuple[ExecutionPlan, Backend]:
+    """As `resolve`, but asks no probe: for `verify`, which asks them all and reports."""
     _refuse_unknown(device, threads, batch_size)
     variant = bundle.manifest.variant(precision)
     model = bundle.read(variant.file)
@@ -117,6 +142,7 @@ def resolve(
         decoder=decoder_version(),
         temperature=variant.temperature,
         versions=installed_versions(_LIBRARIES),
+        proof=variant.status,
     )
     return plan, backend
 
