@@ -17,6 +17,7 @@ from .assemble import make_manifest, seal, write_into
 from .config import ExportConfig
 from .model_card import model_card
 from .parity import ParityReport
+from .probes import write_probes
 from .proof import of_precision, prove_fp32, prove_variant
 from .source import OnProgress, Source, from_run
 from .torch_formats import to_pt2, to_torchscript
@@ -97,11 +98,13 @@ def export_source(source: Source, config: ExportConfig, *, out: Path, on_progres
             else:
                 variants.append(made)
         write_into(folder, EVIDENCE, encode(report))
+        shipped = tuple(item for item in variants if isinstance(item, Variant))
+        write_probes(folder, source, config, variants=shipped, on_progress=on_progress)
         manifest = partial(
             make_manifest,
             folder,
             source,
-            variants=tuple(item for item in variants if isinstance(item, Variant)),
+            variants=shipped,
             left_out=tuple(item for item in variants if isinstance(item, LeftOut)),
             interop=_interop(interop, report),
         )

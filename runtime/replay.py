@@ -258,7 +258,7 @@ def prove_here(bundle: Bundle, variant: Variant, run: Run, *, device: str) -> st
         DeviceError: it answers otherwise than where it was made, or has to answer and there are no probes.
         BundleError: the probes are not what the format allows.
     """
-    said = variant.status
+    said: str = variant.status
     if variant.status == "uncertified":
         said = f"uncertified ({'; '.join(variant.status_reasons)}): accepted at export"
     if variant.status != "unproved" and any(parity.device == device for parity in variant.parities):
