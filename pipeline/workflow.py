@@ -159,7 +159,7 @@ class _Pipeline:
     def _verify(self) -> None:
         found = verify(self.out / "bundle")
         if not found.passed:
-            failed = ", ".join(check.name for check in found.checks if not check.passed)
+            failed = ", ".join(check.name for check in found.checks if check.failed)
             raise ShipnetError(f"{self.out / 'bundle'}: failed: {failed}")
         write_file(self.out / "verify.json", encode(found))
 

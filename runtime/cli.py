@@ -1,4 +1,4 @@
-"""The commands that need no PyTorch: verify, inspect, classify, evaluate, bench, doctor."""
+"""The commands that need no PyTorch: verify, inspect, classify, evaluate, diff, bench, doctor."""
 
 from __future__ import annotations
 
@@ -41,16 +41,27 @@ _batch_option = click.option(
 @_bundle_argument
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", help="Only this variant; default: every one meant for the device.")
+@click.option(
+    "--pixel-tolerance",
+    type=click.IntRange(0, 255),
+    default=0,
+    show_default=True,
+    help="Levels, of 256, by which decoded pixels may differ where no decision changes.",
+)
 @_json_option
-def verify(bundle: Path, device: str, precision: str | None, as_json: bool) -> None:
-    """Check a bundle's files and run it here, on this device."""
+def verify(bundle: Path, device: str, precision: str | None, pixel_tolerance: int, as_json: bool) -> None:
+    """Check a bundle's files and replay its probes here, on this device.
+
+    Probes are images with known answers in the bundle's evidence/. Their files are decoded and compared with the stored
+    pixels, and every variant runs the stored pixels: so a decoder that differs is told from an engine that does.
+    """
     from . import render
     from .verify import verify as run
 
-    report = run(bundle, device=device, precision=precision)
+    report = run(bundle, device=device, precision=precision, pixel_tolerance=pixel_tolerance)
     render.print_json(report) if as_json else render.verification(report)
     if not report.passed:
-        failed = ", ".join(check.name for check in report.checks if not check.passed)
+        failed = ", ".join(check.name for check in report.checks if check.failed)
         raise ShipnetError(f"{bundle}: failed: {failed}")
 
 
@@ -139,6 +150,87 @@ def evaluate(
             )
     render.print_json(evaluation) if as_json else render.evaluation(evaluation)
     if evaluation.unreadable:
+        ctx.exit(EXIT_SOME_UNANSWERED)
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--data", "folder", required=True, type=click.Path(path_type=Path), help="Folder of images, at any depth."
+)
+@click.option("--precision-a", default="fp32", show_default=True, help="Variant of A.")
+@click.option("--precision-b", default="fp32", show_default=True, help="Variant of B.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads a batch uses on the CPU [default: measured]"
+)
+@_batch_option
+@click.option(
+    "--max-flip-rate",
+    type=click.FloatRange(0, 1),
+    help="Fail with exit code 1 above this share of other labels: 0 holds the images at hand, more than 0 the "
+    "upper end of the 95 % interval.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the images that differ as CSV here.",
+)
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page with pictures here."
+)
+@_json_option
+@click.pass_context
+def diff(
+    ctx: click.Context,
+    a: Path,
+    b: Path,
+    folder: Path,
+    precision_a: str,
+    precision_b: str,
+    device: str,
+    threads: int | None,
+    batch_size: int,
+    max_flip_rate: float | None,
+    out: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Show where two bundles decide differently on a folder of images.
+
+    Each reads a file by its own rules, from decoding to the label. Two precisions of one bundle are compared by naming
+    it twice, with --precision-b. Folders that are named like labels also tell which side is right.
+    """
+    from . import render
+    from .classifier import Classifier
+    from .diff import diff as run
+    from .diff import write_csv
+    from .diff_page import diff_page
+    from .staging import write_file
+
+    def load(bundle: Path, precision: str) -> Classifier:
+        return Classifier.load(
+            bundle, device=device, precision=precision, threads=threads, batch_size=batch_size
+        )
+
+    with load(a, precision_a) as one, load(b, precision_b) as other:
+        render.note(f"a: {render.plan_line(one.plan)}")
+        render.note(f"b: {render.plan_line(other.plan)}")
+        if one.plan == other.plan:
+            render.note("both sides are the same: name another bundle, or another --precision-b")
+        with render.stage_progress() as on_progress:
+            found = run(one, other, folder, on_progress=lambda done, total: on_progress("diff", done, total))
+    if out is not None:
+        write_csv(found, out)
+    if html is not None:
+        specs = (side.bundle.manifest.preprocess for side in (one, other))
+        write_file(html, diff_page(found, *specs).encode())
+    render.print_json(found) if as_json else render.difference(found)
+    excess = None if max_flip_rate is None else found.excess(max_flip_rate)
+    if excess:
+        raise ShipnetError(f"{folder}: {excess}")
+    if found.unreadable:
         ctx.exit(EXIT_SOME_UNANSWERED)
 
 

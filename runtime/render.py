@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from .benchmark import BenchReport
     from .calibration import Calibration
+    from .diff import Diff, Difference
     from .doctor import Report
     from .evaluate import Evaluation
     from .folder import Counts
@@ -111,11 +113,21 @@ def plan_line(plan: ExecutionPlan) -> str:
 
 
 def verification(report: Verification) -> None:
-    """The checks of `verify`, a row each."""
+    """The checks of `verify`, a row each, and the worst of what differs."""
     rows = table(f"{report.bundle} {report.identity[:12]}", "check", "result", "detail")
     for check in report.checks:
-        rows.add_row(check.name, "ok" if check.passed else "FAILED", check.detail)
-    show(rows, "verified" if report.passed else "NOT verified")
+        rows.add_row(check.name, "FAILED" if check.failed else check.result, escape(check.detail))
+    parts: list[Table | str] = [rows]
+    for title, lines in (
+        ("other pixels", [item.describe() for item in report.pixels]),
+        ("other answers", [f"{item.precision} {item.describe()}" for item in report.engine]),
+    ):
+        if lines:
+            parts += ["", f"{title}, the worst first"] + [f"  {line}" for line in lines[:_FEW]]
+            parts += [f"  and {len(lines) - _FEW} more, all in --json"] * (len(lines) > _FEW)
+    if report.pixels and report.decoder != report.probes_decoder:
+        parts += ["", f"decoder here {report.decoder}; where the bundle was made {report.probes_decoder}"]
+    show(*parts, "verified" if report.passed else "NOT verified")
 
 
 def bundle(opened: Bundle) -> None:
@@ -238,6 +250,48 @@ def _reliability(found: Calibration) -> Table:
         if part.score is not None and part.accuracy is not None:
             span = f"{part.low:.2f} to {part.high:.2f}"
             rows.add_row(span, f"{part.images:,}", f"{part.score:.4f}", f"{part.accuracy:.4f}")
+    return rows
+
+
+def difference(report: Diff) -> None:
+    """How often two sides differ, who is right, from which label to which, and on which images."""
+    rate = report.flip_rate
+    parts: list[Table | str] = [
+        f"{len(report.differences):,} of {report.images:,} images get another label: {rate.value:.2%} "
+        f"({rate.low:.2%} to {rate.high:.2%}, 95 % interval)"
+    ]
+    if found := report.correctness:
+        drop = found.drop
+        parts.append(
+            f"right: a {found.a.accuracy:.2%}, b {found.b.accuracy:.2%} of {found.a.images:,}; b lost {found.lost:,} "
+            f"and gained {found.gained:,}: {-drop.value:+.2%} ({-drop.high:+.2%} to {-drop.low:+.2%}, 95 % interval)"
+        )
+    parts += [f"pixels: {rule.field} is {rule.a} in a, {rule.b} in b" for rule in report.preprocess]
+    for side, labels in (("a", report.labels_only_a), ("b", report.labels_only_b)):
+        if labels:
+            parts.append(f"labels that only {side} has: {', '.join(labels)}")
+    if report.unlabelled_folders:
+        parts.append(f"folders named like no label: {', '.join(report.unlabelled_folders)}")
+    if report.changes:
+        changes = table("changes", "a", "b", "images", numbers=("images",))
+        for change in report.changes[:_FEW]:
+            changes.add_row(escape(change.a), escape(change.b), f"{change.images:,}")
+        parts += ["", changes, "", _different_images(report.differences)]
+    if report.unreadable:
+        unread = table(f"not readable: {len(report.unreadable):,}", "file", "why")
+        for file in report.unreadable[:_FEW]:
+            unread.add_row(escape(file.path), escape(file.reason))
+        parts += ["", unread]
+    show(*parts)
+
+
+def _different_images(differences: tuple[Difference, ...]) -> Table:
+    numbers = ("score a", "margin a", "score b", "margin b")
+    title = "surest disagreements" if len(differences) > _FEW else "images"
+    rows = table(title, "file", "is", "a", *numbers[:2], "b", *numbers[2:], numbers=numbers)
+    for item in differences[:_FEW]:
+        a, b = ((escape(side.label), f"{side.score:.4f}", f"{side.margin:.4f}") for side in (item.a, item.b))
+        rows.add_row(escape(item.path), escape(item.truth or ""), *a, *b)
     return rows
 
 

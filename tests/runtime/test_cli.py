@@ -81,9 +81,9 @@ def test_verify_passes_and_prints_json(digits_bundle: Path) -> None:
     assert done.exit_code == 0
     assert done.stdout.splitlines()[-1] == "verified"
     report = json.loads(invoke("verify", digits_bundle, "--json").stdout)
-    assert all(check["passed"] for check in report["checks"])
+    assert {check["result"] for check in report["checks"]} == {"ok"}
     assert [check["name"] for check in report["checks"]] == [
-        *("files", "fp32 opens", "fp32 runs", "fp32 batches agree")
+        *("files", "pixels", "fp32 opens", "fp32 runs", "fp32 engine", "fp32 batches agree")
     ]
 
 
