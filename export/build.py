@@ -16,7 +16,7 @@ from shipnet.train import Dataset, Run, load_run
 from .assemble import make_manifest, seal, write_into
 from .config import ExportConfig
 from .model_card import model_card
-from .parity import ParityReport
+from .parity_report import ParityReport
 from .probes import write_probes
 from .proof import of_precision, prove_fp32, prove_variant
 from .source import OnProgress, Source, from_run

@@ -35,6 +35,37 @@ def to_onnx(network: nn.Module, images: NDArray[np.uint8], *, metadata: Mapping[
     Raises:
         ParityError: the exporter gave a graph that breaks the bundle's rules.
     """
+    model = _export(network, images).model_proto
+    strip(model)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    check_rules(model)
+    return bytes(model.SerializeToString())
+
+
+def exported_program(network: nn.Module, images: NDArray[np.uint8]) -> torch.export.ExportedProgram:
+    """What `to_onnx` makes the graph of: the values of the graph are named after this program's nodes.
+
+    Args:
+        network: as `to_onnx` took it.
+        images: uint8 (N, H, W, C), N >= 2.
+
+    Raises:
+        ParityError: the exporter gave no model.
+    """
+    program: torch.export.ExportedProgram = _export(network, images).exported_program
+    return program
+
+
+def versions(model: bytes) -> tuple[int, int]:
+    """A serialised model's opset of the default domain, and its IR version."""
+    proto = onnx.load_from_string(model)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    return opset, proto.ir_version
+
+
+def _export(network: nn.Module, images: NDArray[np.uint8]) -> torch.onnx.ONNXProgram:
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
@@ -51,46 +82,46 @@ def to_onnx(network: nn.Module, images: NDArray[np.uint8], *, metadata: Mapping[
         )
     if program is None:
         raise ParityError("the ONNX exporter gave no model")
-    model = program.model_proto
-    _strip(model)
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model, full_check=True)
-    _check_rules(model)
-    return bytes(model.SerializeToString())
+    return program
 
 
-def versions(model: bytes) -> tuple[int, int]:
-    """A serialised model's opset of the default domain, and its IR version."""
-    proto = onnx.load_from_string(model)
-    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return opset, proto.ir_version
-
-
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Removes stack traces and scopes of the exporting process: they hold local paths."""
     del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
-    for tensor in model.graph.initializer:
-        del tensor.metadata_props[:]
+    model.doc_string = ""
+    _strip_graph(model.graph)
 
 
-def _check_rules(model: onnx.ModelProto) -> None:
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        attribute.doc_string = ""
+        if attribute.HasField("t"):
+            attribute.t.doc_string = ""
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            _strip_graph(inner)
+
+
+def check_rules(model: onnx.ModelProto, *, own_prefix: bool = True) -> None:
     """Refuses a graph that TensorRT or a quantiser would misread.
 
     A uint8 input is allowed there only when a cast is its only consumer; normalisation follows the transpose.
+
+    Args:
+        model: a whole model.
+        own_prefix: whether the prefix is shipnet's; otherwise the graph took uint8 NHWC images already.
+
+    Raises:
+        ParityError: it breaks a rule.
     """
     graph = model.graph
     problems = []
     consumers = [node.op_type for node in graph.node if INPUT in node.input]
     if consumers != ["Cast"]:
         problems.append(f"the input feeds {consumers}, expected one Cast")
-    if [node.op_type for node in graph.node[:2]] != ["Cast", "Transpose"]:
+    if own_prefix and [node.op_type for node in graph.node[:2]] != ["Cast", "Transpose"]:
         problems.append("the graph does not begin with Cast and Transpose")
     if any(tensor.external_data for tensor in graph.initializer):
         problems.append("weights lie outside the file")

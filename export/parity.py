@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from shipnet.runtime import ParityError
 from shipnet.runtime.accuracy import accuracy, paired_difference, share
+from shipnet.runtime.confusion import ClassResult
 from shipnet.runtime.manifest import (
     BatchParity,
     Budget,
@@ -20,60 +20,17 @@ from shipnet.runtime.manifest import (
     Parity,
 )
 
+from .breaches import breaches, uncarried
+from .parity_report import Disagreement, FormatReport, ParityReport
+
 Images = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 Run = Callable[[Images], Logits]
 _WORST = 10
 _MOST_FLIPS = 100
-_LARGEST = np.float32(np.finfo(np.float32).max)
+_LARGEST = float(np.finfo(np.float32).max)  # stands for a difference that is NaN or infinite
 _TINY = float(np.finfo(np.float32).tiny)
-
-
-class Disagreement(Struct, frozen=True, kw_only=True):
-    """One image on which a format differs, with both sides' logits.
-
-    Attributes:
-        index: in the validation images' order.
-        evidence: whether it belongs to the evidence half.
-        margin: between the two highest logits of the validated network.
-        max_difference: the largest absolute logit difference on this image.
-    """
-
-    index: int
-    evidence: bool
-    true_label: str
-    reference_label: str
-    exported_label: str
-    margin: float
-    max_difference: float
-    reference_logits: tuple[float, ...]
-    exported_logits: tuple[float, ...]
-
-
-class FormatReport(Struct, frozen=True, kw_only=True):
-    """One format's evidence: what it proved, what it broke, and its worst images.
-
-    Attributes:
-        format: "onnx", "torchscript", "pt2", or a variant's precision.
-        breaches: what of the budget it broke, a phrase each.
-        uncarried: claims of the budget that the images are too few to carry, a phrase each.
-        flips: images that got another label, those of the largest margin first, 100 at most.
-        worst: images with the largest logit differences.
-    """
-
-    format: str
-    budget: Budget
-    parity: Parity
-    breaches: tuple[str, ...]
-    uncarried: tuple[str, ...]
-    flips: tuple[Disagreement, ...]
-    worst: tuple[Disagreement, ...]
-
-
-class ParityReport(Struct, frozen=True, kw_only=True):
-    """Every format's evidence."""
-
-    formats: tuple[FormatReport, ...]
+_UNDECIDED = -1  # the label of an image with a logit that is NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +76,7 @@ class _Tally:
     expected: list[NDArray[np.int64]] = field(default_factory=list)
     found: list[NDArray[np.int64]] = field(default_factory=list)
     margin: list[Logits] = field(default_factory=list)
-    difference: list[Logits] = field(default_factory=list)
+    difference: list[NDArray[np.float64]] = field(default_factory=list)
     not_finite: int = 0
     flips: list[Disagreement] = field(default_factory=list)
     worst: list[Disagreement] = field(default_factory=list)
@@ -136,13 +93,17 @@ def compare_batches(
         images: uint8 (N, H, W, C), real images; every size runs on all of them, the last run of a
             size may be smaller. Sizes above N are left out.
         batch_sizes: images per run of `exported`; the reference runs on all at once.
+
+    Raises:
+        ParityError: the validated network itself gives NaN or infinite logits, or logits of another shape.
     """
-    expected = reference(images)
+    expected = _reference(reference, images)
     rows = []
     for size in batch_sizes:
         if size > len(images):
             continue
         found = np.concatenate([exported(images[i : i + size]) for i in range(0, len(images), size)])
+        _refuse_shape(expected, found)
         rows.append(_compare(expected, found, size))
     return tuple(rows)
 
@@ -165,9 +126,8 @@ def compare_places(exported: Run, images: Images, batch_sizes: Sequence[int]) ->
         for first in range(count):
             chosen = (np.arange(size) + first) % count
             together = exported(images[chosen])
-            difference = np.abs(together - alone[chosen])
-            largest = max(largest, float(np.where(np.isfinite(difference), difference, _LARGEST).max()))
-            flipped[chosen[together.argmax(1) != alone[chosen].argmax(1)]] = True
+            largest = max(largest, float(_differences(alone[chosen], together).max()))
+            flipped[chosen[_decide(together) != _decide(alone[chosen])]] = True
     return Invariance(
         batch_sizes=tuple(batch_sizes),
         images=count,
@@ -188,17 +148,13 @@ def prove(
         labels: the classes, in the order of the logits.
 
     Raises:
-        ParityError: the validated network itself gives NaN or infinite logits.
+        ParityError: the validated network itself gives NaN or infinite logits, or a format logits of another shape.
     """
     tallies = {name: _Tally() for name in formats}
     truths, evidence = [], []
     scale = _TINY
     for chunk in chunks:
-        expected = reference(chunk.images)
-        if not np.isfinite(expected).all():
-            raise ParityError(
-                "the trained network gives NaN or infinite logits on validation images: train again"
-            )
+        expected = _reference(reference, chunk.images)
         truths.append(chunk.labels)
         evidence.append(chunk.evidence)
         scale = max(scale, float(np.abs(expected).max()))
@@ -207,7 +163,7 @@ def prove(
     truth, in_evidence = np.concatenate(truths), np.concatenate(evidence)
     return ParityReport(
         formats=tuple(
-            _report(name, formats[name], tally, truth=truth, evidence=in_evidence, scale=scale)
+            _report(name, formats[name], tally, truth=truth, evidence=in_evidence, scale=scale, labels=labels)
             for name, tally in tallies.items()
         )
     )
@@ -221,6 +177,7 @@ def _report(
     truth: NDArray[np.int64],
     evidence: NDArray[np.bool_],
     scale: float,
+    labels: tuple[str, ...],
 ) -> FormatReport:
     expected, found = np.concatenate(tally.expected), np.concatenate(tally.found)
     margin, difference = np.concatenate(tally.margin), np.concatenate(tally.difference)
@@ -247,6 +204,7 @@ def _report(
         parity=parity,
         breaches=tuple(breaches(parity, exported.budget)),
         uncarried=tuple(uncarried(parity, exported.budget)),
+        classes=tuple(_classes(labels, truth[evidence], found[evidence])),
         flips=tuple(tally.flips),
         worst=tuple(tally.worst),
     )
@@ -270,112 +228,97 @@ def _decisions(
     )
 
 
+def _classes(
+    labels: tuple[str, ...], truth: NDArray[np.int64], found: NDArray[np.int64]
+) -> Iterator[ClassResult]:
+    count = len(labels)
+    images, correct = (np.bincount(part, minlength=count) for part in (truth, truth[found == truth]))
+    predicted = np.bincount(found[found != _UNDECIDED], minlength=count)
+    for label, of_class, given, right in zip(labels, images, predicted, correct, strict=True):
+        yield ClassResult(
+            label=label,
+            images=int(of_class),
+            predicted=int(given),
+            correct=int(right),
+            precision=float(right / given) if given else None,
+            recall=float(right / of_class) if of_class else None,
+        )
+
+
+def _reference(reference: Run, images: Images) -> Logits:
+    expected = reference(images)
+    if not np.isfinite(expected).all():
+        raise ParityError(
+            "the trained network gives NaN or infinite logits on validation images: train again"
+        )
+    return expected
+
+
+def _refuse_shape(expected: Logits, found: Logits) -> None:
+    if found.shape != expected.shape:
+        raise ParityError(
+            f"the exported network gives logits {found.shape}, the trained one {expected.shape}"
+        )
+
+
+def _decide(logits: Logits) -> NDArray[np.int64]:
+    """The label of each row, int64 (N,); none where a logit is NaN or infinite, since the runtime gives none."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), _UNDECIDED)
+
+
+def _differences(expected: Logits, found: Logits) -> NDArray[np.float64]:
+    """Absolute differences, float64 (N, K); none is small because it is no number."""
+    with np.errstate(invalid="ignore"):  # of infinities
+        difference = np.abs(found.astype(np.float64) - expected)
+    return np.where(np.isfinite(difference), np.minimum(difference, _LARGEST), _LARGEST)
+
+
 def _compare(expected: Logits, found: Logits, size: int) -> BatchParity:
-    finite = np.isfinite(found)
-    difference = np.where(finite, np.abs(found - expected), 0.0)
+    difference = _differences(expected, found)
     return BatchParity(
         batch_size=size,
         images=len(expected),
         max_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
-        max_relative_difference=float(difference.max() / _scale(expected)),
-        not_finite=int((~finite).sum()),
-        flips=int((expected.argmax(1) != found.argmax(1)).sum()),
+        max_relative_difference=float(difference.max()) / _scale(expected),
+        not_finite=int((~np.isfinite(found)).sum()),
+        flips=int((_decide(expected) != _decide(found)).sum()),
     )
 
 
 def _scale(logits: Logits) -> float:
-    """The largest absolute logit, and the smallest positive float where all are zero."""
-    return max(float(np.abs(logits).max()), _TINY)
+    """The largest absolute logit that is a number, and the smallest positive float where there is none."""
+    return max(float(np.abs(logits[np.isfinite(logits)]).max(initial=0.0)), _TINY)
 
 
 def _count(tally: _Tally, chunk: Chunk, expected: Logits, found: Logits, labels: tuple[str, ...]) -> None:
-    finite = np.isfinite(found)
-    difference = np.where(finite, np.abs(found - expected), _LARGEST).max(axis=1)
+    _refuse_shape(expected, found)
+    difference = _differences(expected, found).max(axis=1)
     highest = np.partition(expected, -2, axis=1)[:, -2:]
     margin = highest[:, 1] - highest[:, 0]
-    tally.expected.append(expected.argmax(1))
-    tally.found.append(found.argmax(1))
+    before, now = _decide(expected), _decide(found)
+    tally.expected.append(before)
+    tally.found.append(now)
     tally.margin.append(margin)
     tally.difference.append(difference)
-    tally.not_finite += int((~finite).sum())
+    tally.not_finite += int((~np.isfinite(found)).sum())
 
     def shown(row: int) -> Disagreement:
         return Disagreement(
             index=int(chunk.indices[row]),
             evidence=bool(chunk.evidence[row]),
             true_label=labels[chunk.labels[row]],
-            reference_label=labels[int(expected[row].argmax())],
-            exported_label=labels[int(found[row].argmax())],
+            reference_label=labels[before[row]],
+            exported_label=None if now[row] == _UNDECIDED else labels[now[row]],
             margin=float(margin[row]),
             max_difference=float(difference[row]),
             reference_logits=tuple(float(value) for value in expected[row]),
-            exported_logits=tuple(float(value) for value in np.nan_to_num(found[row])),
+            exported_logits=tuple(float(value) if np.isfinite(value) else None for value in found[row]),
         )
 
-    tally.flips += [shown(int(row)) for row in np.flatnonzero(expected.argmax(1) != found.argmax(1))]
+    tally.flips += [shown(int(row)) for row in np.flatnonzero(before != now)]
     tally.flips.sort(key=lambda item: -item.margin)
     del tally.flips[_MOST_FLIPS:]
     tally.worst += [shown(int(row)) for row in np.argsort(-difference, kind="stable")[:_WORST]]
     tally.worst.sort(key=lambda item: -item.max_difference)
     del tally.worst[_WORST:]
-
-
-def breaches(parity: Parity, budget: Budget) -> Iterable[str]:
-    """What of the budget a format broke, a phrase each."""
-    differences, allowed = parity.differences, budget.max_relative_difference
-    if not_finite := differences.not_finite + sum(row.not_finite for row in parity.batches):
-        yield f"{not_finite} logits are NaN or infinite"
-    if allowed is not None:
-        yield from _too_far(parity, allowed)
-    if parity.flips / parity.images > budget.max_flip_rate:
-        yield (
-            f"{parity.flips} of {parity.images} images get another label "
-            f"({parity.flips / parity.images:.3%}), budget {budget.max_flip_rate:.3%}"
-        )
-    drop = parity.decisions.top1_drop.value
-    if drop > budget.max_top1_drop:
-        yield (
-            f"accuracy falls by {drop:.3%} on {parity.decisions.images} images, "
-            f"budget {budget.max_top1_drop:.3%}"
-        )
-    if parity.invariance is not None and parity.invariance.flips:
-        yield f"{parity.invariance.flips} images get another label at another place in a batch"
-
-
-def _too_far(parity: Parity, allowed: float) -> Iterable[str]:
-    """Logit differences above what is allowed, over the logits' scale."""
-    relative = parity.differences.max / parity.differences.scale
-    if relative > allowed:
-        yield (
-            f"logits differ by up to {relative:.2g} of their scale over {parity.images} images, "
-            f"budget {allowed:.2g}"
-        )
-    for row in parity.batches:
-        if row.max_relative_difference > allowed:
-            yield (
-                f"at batch size {row.batch_size} logits differ by up to {row.max_relative_difference:.2g} "
-                f"of their scale, budget {allowed:.2g}"
-            )
-    if parity.invariance is not None and parity.invariance.max_relative_difference > allowed:
-        yield (
-            f"an image's logits differ by up to {parity.invariance.max_relative_difference:.2g} of their scale "
-            f"with its place in a batch, budget {allowed:.2g}"
-        )
-
-
-def uncarried(parity: Parity, budget: Budget) -> Iterable[str]:
-    """Claims that the images are too few to carry: the interval reaches beyond the budget though the value does not.
-
-    A budget of zero claims nothing about other images, so nothing is asked of an interval.
-    """
-    found = parity.decisions
-    for what, interval, allowed in (
-        ("the share of other labels", found.flip_rate, budget.max_flip_rate),
-        ("the fall of accuracy", found.top1_drop, budget.max_top1_drop),
-    ):
-        if allowed and interval.value <= allowed < interval.high:
-            yield (
-                f"{what} is {interval.value:.3%} on {found.images} images, which cannot tell it from "
-                f"{interval.high:.3%}; budget {allowed:.3%}"
-            )

@@ -15,7 +15,8 @@ from shipnet.runtime.plan import resolve
 
 from .assemble import draft_manifest
 from .config import ExportConfig
-from .parity import Exported, FormatReport, ParityReport, Run, compare_batches, compare_places, prove
+from .parity import Exported, Run, compare_batches, compare_places, prove
+from .parity_report import FormatReport, ParityReport
 from .source import Indices, OnProgress, Source
 from .torch_formats import open_pt2, open_torchscript
 from .variants import Candidate

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from shipnet.cli import main
 from shipnet.export import ExportConfig, export
 from shipnet.export.build import REPORT
-from shipnet.export.parity import ParityReport
+from shipnet.export.parity_report import ParityReport
 from shipnet.export.torch_formats import as_function, open_pt2, open_torchscript
 from shipnet.runtime import Bundle, BundleError, Classifier, DataError, OutputError, ParityError
 from shipnet.runtime.manifest import decode

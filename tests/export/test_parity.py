@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shipnet.export.parity import Chunk, Exported, ParityReport, compare_batches, compare_places, prove
+from shipnet.export.parity import Chunk, Exported, compare_batches, compare_places, prove
+from shipnet.export.parity_report import ParityReport
 from shipnet.runtime import ParityError
-from shipnet.runtime.manifest import Budget
+from shipnet.runtime.manifest import Budget, decode, encode
 
 Images = NDArray[np.uint8]
 Logits = NDArray[np.float32]
@@ -102,6 +103,69 @@ def test_nan_is_a_breach_and_never_a_small_difference() -> None:
     assert row.not_finite == 2
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_the_largest_difference_and_no_decision(value: float) -> None:
+    """Even where it stands at the right label, or far below it: the runtime gives such an image no label."""
+
+    def broken(images: Images) -> Logits:
+        logits = linear(images)
+        if len(images) == 20 and np.array_equal(images, IMAGES[20:40]):
+            logits[4, TRUTH[24]] = value
+        return logits
+
+    (entry,) = report(broken).formats
+    largest = float(np.finfo(np.float32).max)
+    assert entry.parity.differences.max == entry.worst[0].max_difference == largest
+    assert entry.parity.differences.not_finite == 1
+    assert (entry.parity.flips, entry.parity.decisions.lost) == (1, 1)
+    (flip,) = entry.flips
+    assert (flip.index, flip.exported_label, flip.exported_logits[TRUTH[24]]) == (24, None, None)
+    assert flip.exported_logits.count(None) == 1
+    assert sum(result.predicted for result in entry.classes) == 24
+    decode(encode(report(broken)), ParityReport, where="report")  # JSON can say it
+
+
+def test_no_number_is_seen_in_batches_and_places_too() -> None:
+    def broken(images: Images) -> Logits:
+        logits = linear(images)
+        logits[len(images) - 1 :, 1] = np.nan
+        return logits
+
+    (row,) = compare_batches(linear, broken, IMAGES, (25,))
+    assert (row.flips, row.not_finite) == (2, 2)
+    assert row.max_difference == np.finfo(np.float32).max
+    assert 1.0 < row.max_relative_difference < np.inf
+    found = compare_places(broken, IMAGES[:5], (2, 7))
+    assert found.flips == 5
+    assert 1.0 < found.max_relative_difference < np.inf
+
+
+def test_a_huge_difference_stays_a_number() -> None:
+    found = linear(IMAGES)
+    found[0, 0] = np.float32(-3.4e38)
+    (row,) = compare_batches(lambda images: linear(images) + np.float32(1e38), lambda _: found, IMAGES, (50,))
+    assert row.max_difference == np.finfo(np.float32).max
+    assert row.not_finite == 0
+
+
+def test_each_class_is_counted_on_the_evidence_half() -> None:
+    (entry,) = report(lambda images: np.roll(linear(images), 1, axis=1)).formats
+    evidence = TRUTH[::2]
+    for index, result in enumerate(entry.classes):
+        assert result.label == "abc"[index]
+        assert result.images == (evidence == index).sum()
+        assert result.predicted == (evidence == (index - 1) % 3).sum()
+        assert (result.correct, result.recall) == (0, 0.0 if result.images else None)
+    (entry,) = report(linear).formats
+    assert {result.recall for result in entry.classes} == {result.precision for result in entry.classes}
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    for run in (lambda images: linear(images)[:, :2], lambda images: linear(images)[:1]):
+        with pytest.raises(ParityError, match=r"the exported network gives logits \("):
+            report(run)
+
+
 def test_sizes_above_the_images_are_left_out() -> None:
     assert [row.batch_size for row in compare_batches(linear, linear, IMAGES, (1, 64))] == [1]
 
@@ -112,6 +176,8 @@ def test_a_reference_that_is_not_finite_proves_nothing() -> None:
 
     with pytest.raises(ParityError, match="the trained network gives NaN"):
         prove(broken, {}, chunks(), labels=("a", "b", "c"))
+    with pytest.raises(ParityError, match="the trained network gives NaN"):
+        compare_batches(broken, linear, IMAGES, (1,))
 
 
 def test_flips_are_counted_both_ways() -> None:

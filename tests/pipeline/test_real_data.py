@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shipnet.export.parity import ParityReport
+from shipnet.export.parity_report import ParityReport
 from shipnet.runtime import Classifier
 from shipnet.runtime.evaluate import evaluate
 from shipnet.runtime.manifest import decode

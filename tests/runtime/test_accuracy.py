@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +26,47 @@ def test_the_interval_holds_the_share(pair: tuple[int, int]) -> None:
 def test_all_right_is_no_certainty() -> None:
     assert accuracy(10, 10).low == pytest.approx(0.7225, abs=5e-4)
     assert accuracy(10, 10).high == 1.0
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "images", "z", "low", "high"),
+    [
+        # Tango, Statistics in Medicine 17 (1998), section 6: sleeping difficulties, and lens disinfection at 90 %.
+        (9, 3, 32, 1.959964, -0.027, 0.390),
+        (0, 1, 44, 1.644854, -0.096, None),
+        # Fagerland et al., Statistics in Medicine 33 (2014): airway reactivity.
+        (1, 7, 21, 1.959964, -0.517, -0.026),
+    ],
+)
+def test_published_paired_intervals(
+    lost: int, gained: int, images: int, z: float, low: float, high: float | None
+) -> None:
+    found = paired_difference(lost, gained, images, z=z)
+    assert found.low == pytest.approx(low, abs=1e-3)
+    assert high is None or found.high == pytest.approx(high, abs=1e-3)
+
+
+@pytest.mark.parametrize(("lost", "gained", "images"), [(9, 3, 32), (2, 0, 180), (0, 5, 60), (40, 20, 160)])
+def test_the_ends_are_where_the_score_test_turns(lost: int, gained: int, images: int) -> None:
+    """The score is taken from the likelihood itself, maximised by search under the hypothesis."""
+
+    def score(difference: float) -> float:
+        low, high = max(0.0, -difference), (1.0 - difference) / 2
+        tried = np.linspace(low, high, 200_001)[1:-1]  # the share that only gains
+        same = images - lost - gained
+        likelihood = (
+            lost * np.log(tried + difference)
+            + gained * np.log(tried)
+            + same * np.log1p(-2 * tried - difference)
+        )
+        gain = float(tried[likelihood.argmax()])
+        return (lost - gained - images * difference) / math.sqrt(
+            images * (2 * gain + difference * (1 - difference))
+        )
+
+    found = paired_difference(lost, gained, images)
+    assert score(found.low) == pytest.approx(1.959964, abs=1e-3)
+    assert score(found.high) == pytest.approx(-1.959964, abs=1e-3)
 
 
 def test_without_a_difference_the_interval_is_the_closed_form() -> None:
