@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
-from shipnet.runtime.bundle import MANIFEST, SEAL, hash_file
+from shipnet.runtime.bundle import MANIFEST, SEAL
 from shipnet.runtime.manifest import (
     FORMAT_VERSION,
     Budget,
@@ -20,6 +20,7 @@ from shipnet.runtime.manifest import (
     Variant,
     encode,
 )
+from shipnet.runtime.storage import hash_file
 
 from .onnx_graph import INPUT, OUTPUT
 from .source import Source

@@ -17,11 +17,11 @@ from PIL import Image
 from shipnet.export import ExportConfig, export
 from shipnet.runtime import Bundle, Classifier, ShipnetError
 from shipnet.runtime.benchmark import BenchReport, benchmark
-from shipnet.runtime.bundle import hash_file
 from shipnet.runtime.machine import hardware
 from shipnet.runtime.manifest import decode, encode
 from shipnet.runtime.plan import installed_versions
 from shipnet.runtime.staging import staged_folder, write_file
+from shipnet.runtime.storage import hash_file
 from shipnet.runtime.verify import verify
 from shipnet.train import CacheConfig, Dataset, TrainConfig, fit, load_data, load_run
 from shipnet.train.recipe import resolve

@@ -11,10 +11,12 @@ from .errors import (
     OutputError,
     ParityError,
     ShipnetError,
+    SignatureError,
     TrainingError,
     UsageError,
 )
 from .manifest import Manifest
+from .pack import pack, sign
 from .plan import ExecutionPlan
 from .preprocess import PreprocessSpec, preprocess
 
@@ -34,7 +36,10 @@ __all__ = [
     "Prediction",
     "PreprocessSpec",
     "ShipnetError",
+    "SignatureError",
     "TrainingError",
     "UsageError",
+    "pack",
     "preprocess",
+    "sign",
 ]

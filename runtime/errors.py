@@ -30,6 +30,10 @@ class BundleError(ShipnetError):
     """A bundle that the format does not allow. The message lists everything wrong at once."""
 
 
+class SignatureError(BundleError):
+    """A bundle that is not signed by the key that was given."""
+
+
 class DeviceError(ShipnetError):
     """A device or provider that was asked for and cannot run here."""
 
@@ -64,6 +68,9 @@ _EXTRAS = {
     "safetensors": "train",
     "sklearn": "train",
     "matplotlib": "train",
+    "model_signing": "sign",
+    "cryptography": "sign",
+    "OpenSSL": "sign",
 }
 
 

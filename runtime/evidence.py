@@ -104,7 +104,7 @@ def load_probes(bundle: Bundle) -> Probes | None:
         BundleError: a file that the format does not allow, naming it: another shape or dtype, an array
             missing or too many, an unknown precision, a tensor, label or margin that contradicts another file.
     """
-    if not (bundle.path / INDEX).is_file():
+    if not bundle.has(INDEX):
         return None
     manifest = bundle.manifest
     where = str(bundle.path / INDEX)

@@ -152,7 +152,7 @@ def test_a_place_that_is_no_bundle_is_named(digits_bundle: Path, tmp_path: Path)
     with pytest.raises(BundleError, match="no such folder"):
         Bundle.open(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match="is a file, expected a bundle's folder"):
+    with pytest.raises(BundleError, match="is no bundle: expected a bundle's folder, or the zip"):
         Bundle.open(tmp_path / "file")
     with pytest.raises(BundleError, match=r"is no bundle, it has no manifest\.json: did you mean .*bundle\?"):
         Bundle.open(digits_bundle.parent)
