@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "inspect": "shipnet.runtime.cli:inspect",
     "classify": "shipnet.runtime.cli:classify",
     "evaluate": "shipnet.runtime.cli:evaluate",
+    "diff": "shipnet.runtime.cli:diff",
     "bench": "shipnet.runtime.cli:bench",
     "doctor": "shipnet.runtime.cli:doctor",
 }
