@@ -16,6 +16,9 @@ from shipnet.runtime import ParityError
 
 # The newest opset that the exporter writes without converting, and that every onnxruntime since 1.14 reads.
 OPSET: Final = 18
+# The newest that the oldest onnxruntime of the extra `cpu`, 1.22.0, opens: it refuses IR 11 and opset 23.
+MAX_OPSET: Final = 22
+MAX_IR: Final = 10
 INPUT: Final = "images"
 OUTPUT: Final = "logits"
 MAX_BATCH: Final = 65_536
@@ -59,10 +62,20 @@ def exported_program(network: nn.Module, images: NDArray[np.uint8]) -> torch.exp
 
 
 def versions(model: bytes) -> tuple[int, int]:
-    """A serialised model's opset of the default domain, and its IR version."""
+    """A serialised model's opset of the default domain, and its IR version.
+
+    Raises:
+        ParityError: one of them is newer than the oldest onnxruntime that a bundle is meant for can read.
+    """
     proto = onnx.load_from_string(model)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return opset, proto.ir_version
+    if opset > MAX_OPSET or proto.ir_version > MAX_IR:
+        raise ParityError(
+            f"the ONNX graph has opset {opset} and IR version {proto.ir_version}, but a bundle is read by every "
+            f"onnxruntime from 1.22.0 on, which goes up to opset {MAX_OPSET} and IR version {MAX_IR}: "
+            "export it with an older opset"
+        )
+    return opset, int(proto.ir_version)
 
 
 def _export(network: nn.Module, images: NDArray[np.uint8]) -> torch.onnx.ONNXProgram:
