@@ -53,9 +53,10 @@ def diff_page(found: Diff, spec_a: PreprocessSpec, spec_b: PreprocessSpec) -> st
     parts = (
         tiles(_figures_of_merit(found)),
         warning("Before you compare", _caveats(found)),
-        f'<div class="pair">{_changes(found.changes)}{section("What ran", _sides(found))}</div>',
+        _changes(found.changes),
         *galleries,
         _unreadable(found),
+        section("What ran", _sides(found)),
     )
     return page("Where they differ", _names(found), parts, image_size=longest)
 
@@ -137,7 +138,9 @@ def _changes(changes: tuple[Change, ...]) -> str:
     more = len(changes) - _ROWS
     note = f"The {_ROWS} most frequent; {more:,} more are in --json." if more > 0 else ""
     shown = table(("a says", "b says", "images"), rows, numbers_from=2)
-    return section("From which label to which", f'<div class="scroll tall">{shown}</div>', note=note)
+    return section(
+        "From which label to which", f'<div class="scroll" style="max-height:320px">{shown}</div>', note=note
+    )
 
 
 def _figures(items: list[Difference], specs: tuple[PreprocessSpec, ...]) -> tuple[list[str], int]:
@@ -188,7 +191,7 @@ def _views(views: list[NDArray[np.uint8]]) -> str:
     if not views:
         return ""
     pictures = "".join(
-        f'<span><img alt="as {side} sees it" src="{data_uri(view)}">as {side} sees it</span>'
+        f'<span><img alt="as {side} sees it" src="{data_uri(view)}">{side} sees</span>'
         for side, view in zip("ab", views, strict=True)
     )
     return (
@@ -226,5 +229,5 @@ def _sides(found: Diff) -> str:
     rows = []
     for (name, a), b in zip(facts(found.plan_a).items(), facts(found.plan_b).values(), strict=True):
         cells = (escape(a), escape(b)) if a == b else (f"<b>{escape(a)}</b>", f"<b>{escape(b)}</b>")
-        rows.append((name, *cells))
+        rows.append((f'<span style="white-space:nowrap">{name}</span>', *cells))
     return table(("", "a", "b"), rows)

@@ -159,7 +159,7 @@ def test_each_side_reads_files_by_its_own_spec(
     assert (rule.field, rule.a, rule.b) == ("interpolation", '"bilinear"', '"nearest"')
     assert result.correctness is None
     assert all(item.truth is item.verdict is None for item in result.differences)
-    assert page.count("as a sees it</span>") == len(expected)
+    assert page.count(">a sees</span>") == len(expected)
 
 
 def test_labels_are_compared_by_name(digits_bundle: Path, digit_files: Path, tmp_path: Path) -> None:
