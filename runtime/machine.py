@@ -7,16 +7,20 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from msgspec import Struct
 
-_PROC: Final = Path("/proc")
+from .manifest import Need
+
+PROC: Final = Path("/proc")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _NVIDIA_SMI_TIMEOUT_S: Final = 5.0
-# The instructions that decide how fast int8 runs on a CPU.
+_X86: Final = frozenset({"x86_64", "amd64", "i386", "i686", "x86"})
+_VNNI: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+# The instructions that decide how fast int8 runs on a CPU, and whether sums of its products saturate.
 _FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
@@ -65,7 +69,7 @@ class Hardware(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     python: str
 
 
-def available_cores(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Cores:
+def available_cores(*, proc: Path = PROC, cgroups: Path = _CGROUPS) -> Cores:
     """Counts the cores that this process may use: affinity and the quota of its control groups.
 
     Libraries that count the machine's cores instead start too many threads inside a container and are throttled.
@@ -89,7 +93,7 @@ def available_cores(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Cores:
     return Cores(logical=logical, affinity=affinity, cgroup_quota=quota, usable=max(1, usable))
 
 
-def hardware(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Hardware:
+def hardware(*, proc: Path = PROC, cgroups: Path = _CGROUPS) -> Hardware:
     """Describes this machine, for reports.
 
     Args:
@@ -97,15 +101,53 @@ def hardware(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Hardware:
         cgroups: where the control groups lie, version 1 or 2.
     """
     cpu = _first_processor(proc)
-    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
     return Hardware(
         cpu=cpu.get("model name") or platform.processor() or platform.machine() or "unknown",
-        cpu_flags=tuple(flag for flag in _FLAGS if flag in flags),
+        cpu_flags=cpu_flags(proc=proc),
         cores=available_cores(proc=proc, cgroups=cgroups),
         memory_bytes=_memory_bytes(proc, cgroups),
         gpus=_gpus(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
+    )
+
+
+def cpu_flags(*, proc: Path = PROC) -> tuple[str, ...]:
+    """Of the instructions that decide how int8 runs, those that this CPU has; none where the system does not tell.
+
+    Args:
+        proc: where the proc file system lies.
+    """
+    cpu = _first_processor(proc)
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    return tuple(flag for flag in _FLAGS if flag in flags)
+
+
+def unmet_needs(
+    needs: Sequence[Need], *, proc: Path = PROC, architecture: str | None = None
+) -> tuple[str, ...]:
+    """What this CPU lacks of what a variant needs, a phrase each, with what to do.
+
+    On x86 without VNNI the sum of two products of uint8 and int8 saturates at 16 bits, so that the network decides
+    otherwise than the one that was proved. No ARM processor's instructions do that.
+
+    Args:
+        needs: of a `Variant`.
+        proc: where the proc file system lies.
+        architecture: of the CPU; None asks the system.
+
+    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, "When and why do I need
+    to try U8U8?"
+    """
+    if "vnni" not in needs or (architecture or platform.machine()).lower() not in _X86:
+        return ()
+    flags = cpu_flags(proc=proc)
+    if _VNNI.intersection(flags):
+        return ()
+    return (
+        f"this CPU tells of none of {', '.join(sorted(_VNNI))}: sums of its 8-bit products saturate, "
+        "so that it would decide otherwise than what was proved: run precision fp32, or export with  "
+        "shipnet export --reduce-range",
     )
 
 

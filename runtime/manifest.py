@@ -71,7 +71,7 @@ class BatchParity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     Attributes:
         max_difference, mean_difference: of absolute logit differences.
         max_relative_difference: `max_difference` over the largest absolute logit of the reference.
-        not_finite: logits that are NaN or infinite.
+        not_finite: logits that are NaN or infinite; their difference counts as the largest float32.
         flips: images whose top-1 label differs.
     """
 
@@ -130,7 +130,7 @@ class Differences(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     Attributes:
         scale: the largest absolute logit of the validated network.
-        not_finite: logits that are NaN or infinite; they are in no quantile.
+        not_finite: logits that are NaN or infinite; an image with one counts as the largest float32.
     """
 
     median: float
@@ -184,6 +184,9 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     invariance: Invariance | None
 
 
+Method = Literal["minmax", "entropy", "percentile"]
+
+
 class Quantization(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How an int8 variant was made.
 
@@ -195,7 +198,7 @@ class Quantization(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         fp32_nodes: the graph's nodes that went back to fp32 so that the budget holds, in that order.
     """
 
-    method: Literal["minmax", "entropy", "percentile"]
+    method: Method
     calibration_images: Positive
     reduce_range: bool
     symmetric: bool
@@ -204,6 +207,7 @@ class Quantization(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 Status = Literal["certified", "uncertified", "unproved"]
 Target = Literal["cpu", "cuda", "tensorrt"]
+Need = Literal["vnni"]
 
 
 class Variant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -228,7 +232,7 @@ class Variant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     precision: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]*$")]
     file: RelativePath
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
-    needs: tuple[Literal["vnni"], ...]
+    needs: tuple[Need, ...]
     opset: Positive
     ir_version: Positive
     temperature: Annotated[float, Meta(gt=0.0)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import statistics
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -15,15 +17,19 @@ from .backends import Backend
 from .backends.ort import PROVIDERS, OrtBackend
 from .bundle import Bundle
 from .errors import DeviceError, UsageError, require
-from .machine import available_cores
-from .manifest import Variant
+from .machine import PROC, available_cores, unmet_needs
+from .manifest import Status, Variant
 from .preprocess import decoder_version
 from .replay import prove_here
 
 DEVICES: Final = ("auto", *PROVIDERS)
+FASTEST: Final = "fastest"
 DEFAULT_BATCH_SIZE: Final = 32
 # Under this, handing work to a second thread costs more than it saves (docs/measurements.md).
 _ONE_THREAD_BELOW_MS: Final = 1.0
+# Another precision than fp32 is taken where it needs at most this share of the time: less is noise.
+_WORTH_IT: Final = 0.95
+_RACE_RUNS: Final = 5
 _LIBRARIES: Final = ("shipnet", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu")
 # TF32 rounds the inputs of convolutions to 10 bits, so that the network is not the one that was validated.
 _PROVIDER_OPTIONS: Final[dict[str, dict[str, str]]] = {
@@ -39,6 +45,8 @@ class ExecutionPlan(Struct, frozen=True, kw_only=True):
         bundle: the bundle's name.
         identity: sha256 of the bundle's manifest.
         precision, file: the variant.
+        precision_reason: why this one: "asked for", or what was measured.
+        status: of the variant in the manifest.
         device, device_reason: where it runs, and why there.
         provider, provider_options: of ONNX Runtime.
         intra_op_threads, threads_reason: threads that one batch uses on the CPU, and why.
@@ -53,6 +61,8 @@ class ExecutionPlan(Struct, frozen=True, kw_only=True):
     bundle: str
     identity: str
     precision: str
+    precision_reason: str
+    status: Status
     file: str
     device: str
     device_reason: str
@@ -75,15 +85,18 @@ def resolve(
     precision: str = "fp32",
     threads: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    proc: Path = PROC,
 ) -> tuple[ExecutionPlan, Backend]:
     """Decides what runs, opens it, and lets it run where it is proved: at export, or on the bundle's probes here.
 
     Args:
         bundle: an opened bundle.
         device: "cpu", "cuda", or "auto": CUDA where it opens, else the CPU.
-        precision: of the variant.
+        precision: of the variant, or "fastest": the certified one that takes the least time for a batch here, on
+            the device that runs fp32; fp32 itself where none is a twentieth faster.
         threads: that one batch uses on the CPU; None measures and chooses.
         batch_size: images that `predict` and `stream` run at a time.
+        proc: where the proc file system lies, which tells what the CPU can do.
 
     Returns:
         The plan and the backend that was opened to obey it.
@@ -91,12 +104,14 @@ def resolve(
     Raises:
         UsageError: an unknown device, or a number below one.
         BundleError: the bundle has no such variant, or probes that the format does not allow.
-        DeviceError: the device cannot run it, the variant is not meant for the device, or it has to answer
-            probes there (see `replay.prove_here`) and does not.
+        DeviceError: the device cannot run it, the variant is not meant for the device, the CPU would decide
+            otherwise (see `machine.unmet_needs`), or it has to answer probes (see `replay.prove_here`) and does not.
         MissingExtraError: onnxruntime is not installed.
     """
+    if precision == FASTEST:
+        return _resolve_fastest(bundle, device=device, threads=threads, batch_size=batch_size, proc=proc)
     plan, backend = open_engine(
-        bundle, device=device, precision=precision, threads=threads, batch_size=batch_size
+        bundle, device=device, precision=precision, threads=threads, batch_size=batch_size, proc=proc
     )
     try:
         proof = prove_here(bundle, bundle.manifest.variant(precision), backend.run, device=plan.device)
@@ -113,12 +128,16 @@ def open_engine(
     precision: str = "fp32",
     threads: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    proc: Path = PROC,
 ) -> tuple[ExecutionPlan, Backend]:
-    """As `resolve`, but asks no probe: for `verify`, which asks them all and reports."""
+    """As `resolve` for one variant, but asks no probe: for `verify`, which asks them all and reports."""
     _refuse_unknown(device, threads, batch_size)
     variant = bundle.manifest.variant(precision)
     model = bundle.read(variant.file)
     where, reason, backend = _open_device(device, variant, model)
+    if where == "cpu" and (unmet := unmet_needs(variant.needs, proc=proc)):
+        backend.close()
+        raise DeviceError(f"{variant.precision}: {'; '.join(unmet)}")
     decode_threads = available_cores().usable
     intra_op_threads, threads_reason = 1, "the device computes"
     if where == "cpu":
@@ -130,6 +149,8 @@ def open_engine(
         bundle=bundle.manifest.name,
         identity=bundle.identity,
         precision=variant.precision,
+        precision_reason="asked for",
+        status=variant.status,
         file=variant.file,
         device=where,
         device_reason=reason,
@@ -145,6 +166,68 @@ def open_engine(
         proof=variant.status,
     )
     return plan, backend
+
+
+def _resolve_fastest(
+    bundle: Bundle, *, device: str, threads: int | None, batch_size: int, proc: Path
+) -> tuple[ExecutionPlan, Backend]:
+    """The certified variant that takes the least time for a batch on the device that runs fp32."""
+    opened = [resolve(bundle, device=device, threads=threads, batch_size=batch_size, proc=proc)]
+    first = opened[0][0]
+    passed_over = []
+    try:
+        for variant in bundle.manifest.variants:
+            if variant.precision == first.precision:
+                continue
+            if variant.status != "certified":
+                passed_over.append(f"{variant.precision} is {variant.status}")
+                continue
+            try:
+                plan, backend = resolve(
+                    bundle,
+                    device=first.device,
+                    precision=variant.precision,
+                    threads=threads,
+                    batch_size=batch_size,
+                    proc=proc,
+                )
+            except DeviceError as error:
+                passed_over.append(str(error))
+                continue
+            opened.append((msgspec.structs.replace(plan, device_reason=first.device_reason), backend))
+        times = _race([backend for _, backend in opened], bundle, batch_size)
+    except BaseException:
+        for _, backend in opened:
+            backend.close()
+        raise
+    best = min(range(len(times)), key=times.__getitem__)
+    if times[best] > times[0] * _WORTH_IT:
+        best = 0
+    for place, (_, backend) in enumerate(opened):
+        if place != best:
+            backend.close()
+    plan, backend = opened[best]
+    shown = ", ".join(f"{plan.precision} {ms:.3g} ms" for (plan, _), ms in zip(opened, times, strict=True))
+    reason = (
+        f"fastest: {shown} for {batch_size} images" if len(opened) > 1 else "fastest: no other may run here"
+    )
+    return msgspec.structs.replace(plan, precision_reason="; ".join([reason, *passed_over])), backend
+
+
+def _race(backends: Sequence[Backend], bundle: Bundle, batch_size: int) -> list[float]:
+    """The median time of each for a batch of random pixels, in milliseconds: run in turn, after one to warm up."""
+    if len(backends) == 1:
+        return [0.0]
+    spec = bundle.manifest.input
+    shape = (batch_size, spec.height, spec.width, spec.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    samples: list[list[float]] = [[] for _ in backends]
+    for _ in range(_RACE_RUNS + 1):
+        for backend, taken in zip(backends, samples, strict=True):
+            start = time.perf_counter_ns()
+            backend.run(images)
+            taken.append((time.perf_counter_ns() - start) / 1e6)
+    return [statistics.median(taken[1:]) for taken in samples]
 
 
 def installed_versions(names: tuple[str, ...]) -> dict[str, str]:
