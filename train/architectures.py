@@ -55,7 +55,10 @@ class Residual(nn.Module):
 
 
 def _small_net(arch: str, channels: int, *, num_classes: int, image_size: int) -> nn.Module:
-    """Five stride-2 stages, then logits: the networks of fast.ai's MNIST lesson (Practical Deep Learning, 2019)."""
+    """Five stride-2 stages, then logits: the networks of fast.ai's MNIST lesson (Practical Deep Learning, 2019).
+
+    Each residual block starts as the identity, as torchvision's do below.
+    """
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     for number, width in enumerate(WIDTHS, start=1):
         stages[f"conv{number}"] = (
@@ -65,6 +68,8 @@ def _small_net(arch: str, channels: int, *, num_classes: int, image_size: int) -
         if arch in ("mnist_resnet", "mnist_densenet"):
             dense = arch == "mnist_densenet"
             pair = nn.Sequential(_conv(width, width, stride=1), _conv(width, width, stride=1))
+            if not dense:
+                nn.init.zeros_(pair[1][2].weight)
             stages[f"block{number}"] = Residual(pair, dense=dense)
             channels = 2 * width if dense else width
     stages["head"] = nn.Sequential(

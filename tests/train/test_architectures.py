@@ -114,3 +114,15 @@ def test_every_name_builds() -> None:
     with torch.device("meta"):
         for arch in ARCHITECTURES:
             assert count(build(arch, channels=3, num_classes=2, image_size=32)) > 10_000
+
+
+@pytest.mark.parametrize(("arch", "same"), [("mnist_resnet", True), ("mnist_densenet", False)])
+def test_residual_blocks_start_as_the_identity(arch: str, same: bool) -> None:
+    net = build(arch, channels=1, num_classes=10, image_size=28).eval()
+    width = 8
+    x = torch.rand(2, width, 14, 14)
+    out = net.block1(x)  # type: ignore[operator]
+    assert torch.equal(out[:, :width], x)
+    assert same == (out.shape == x.shape)
+    if not same:
+        assert out[:, width:].abs().max() > 0

@@ -38,7 +38,7 @@ def photographs(make_folder: MakeFolder) -> Dataset:
 def test_the_notebook_is_the_default_on_mnist() -> None:
     chosen = resolve(TrainConfig(), as_large_as_mnist())
     assert (chosen.recipe, chosen.arch) == ("notebook", "mnist_resnet")
-    assert (chosen.epochs, chosen.batch_size, chosen.max_lr) == (12, 512, 0.05)
+    assert (chosen.epochs, chosen.batch_size, chosen.max_lr) == (12, 256, 0.03)
     assert (chosen.pct_start, chosen.div_factor, chosen.final_div_factor) == (0.25, 25.0, 1e4)
     assert (chosen.base_momentum, chosen.max_momentum, chosen.beta2) == (0.85, 0.95, 0.99)
     assert (chosen.crop_padding, chosen.label_smoothing, chosen.ema_decay) == (3 / 28, 0.0, 0.0)
@@ -57,7 +57,7 @@ def test_photographs_take_the_photo_recipe(photographs: Dataset) -> None:
     assert (chosen.recipe, chosen.arch, chosen.flip) == ("photo", "resnet18", True)
     assert (chosen.trivial_augment, chosen.label_smoothing, chosen.crop_padding) == (True, 0.1, 0.0)
     small = resolve(TrainConfig(arch="mnist_resnet"), photographs)
-    assert (small.recipe, small.trivial_augment, small.max_lr) == ("notebook", False, 0.05)
+    assert (small.recipe, small.trivial_augment, small.max_lr) == ("notebook", False, 0.03)
 
 
 @pytest.mark.parametrize("arch", [*SMALL_NETS, "resnet18"])
@@ -69,7 +69,7 @@ def test_what_is_resolved_is_whole_and_stays(name: str, arch: str) -> None:
         recipe
     )
     assert resolve(chosen, DIGITS) == chosen
-    assert chosen.max_lr == (0.002 if arch == "resnet18" else 0.05)
+    assert chosen.max_lr == (0.002 if arch == "resnet18" else 0.03)
 
 
 # For every number of a recipe a value that none of the recipes proposes.
