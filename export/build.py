@@ -18,7 +18,7 @@ from .config import ExportConfig
 from .model_card import model_card
 from .parity_report import ParityReport
 from .probes import write_probes
-from .proof import of_precision, prove_fp32, prove_variant
+from .proof import locate, of_precision, prove_fp32, prove_variant
 from .source import OnProgress, Source, from_run
 from .torch_formats import to_pt2, to_torchscript
 from .variants import Candidate, fp32_candidate, judge, make_variants
@@ -87,8 +87,7 @@ def export_source(source: Source, config: ExportConfig, *, out: Path, on_progres
         interop = _write_interop(folder, source, config, on_progress)
         report = prove_fp32(folder, source, config, fp32=fp32, interop=interop, on_progress=on_progress)
         if any(entry.breaches for entry in report.formats):
-            write_file(out.parent / REPORT, encode(report))
-            raise ParityError(_complaint(report, out.parent / REPORT), report)
+            raise _refusal(source, fp32, report, where=out.parent / REPORT, on_progress=on_progress)
         variants = [judge(fp32, of_precision(report, "onnx"), config)]
         for made in make_variants(source, config, fp32, on_progress):
             if isinstance(made, Candidate):
@@ -179,11 +178,21 @@ def _ask_once_more(folder: Path, source: Source, config: ExportConfig) -> None:
         raise ParityError("the sealed bundle decides otherwise than the one that was proved: export again")
 
 
-def _complaint(report: ParityReport, where: Path) -> str:
+def _refusal(
+    source: Source, fp32: Candidate, report: ParityReport, *, where: Path, on_progress: OnProgress
+) -> ParityError:
+    """Writes what was found, and says the gist of it."""
+    write_file(where, encode(report))
+    report = locate(source, fp32, report, on_progress=on_progress)
+    write_file(where, encode(report))
     found = "; ".join(
         f"{entry.format}: {', '.join(entry.breaches)}" for entry in report.formats if entry.breaches
     )
-    return f"the exported network is not the trained one, no bundle was written: {found}: see {where}"
+    layer = "" if report.first_difference is None else f"; {report.first_difference}"
+    return ParityError(
+        f"the exported network is not the trained one, no bundle was written: {found}{layer}: see {where}",
+        report,
+    )
 
 
 def _no_progress(what: str, done: int, total: int) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from shipnet.runtime import Bundle, Classifier, DeviceError
 from shipnet.runtime.manifest import Budget
 from shipnet.runtime.plan import resolve
+from shipnet.train import pixels
 
 from .assemble import draft_manifest
 from .config import ExportConfig
+from .first_difference import TOLERANCE, first_difference
+from .onnx_graph import exported_program
 from .parity import Exported, Run, compare_batches, compare_places, prove
 from .parity_report import FormatReport, ParityReport
 from .source import Indices, OnProgress, Source
 from .torch_formats import open_pt2, open_torchscript
 from .variants import Candidate
+
+_LOCATED_ON: Final = 4  # images
+logger = logging.getLogger(__name__)
 
 _INVARIANCE_SIZES: Final = (2, 3, 7)
 _OPENERS: Final = {"torchscript": open_torchscript, "pt2": open_pt2}
@@ -72,6 +80,39 @@ def prove_variant(
         }
         indices = np.sort(source.evidence)
         return _prove(source, formats, indices, on_progress=on_progress, what=f"prove {candidate.precision}")
+
+
+def locate(source: Source, fp32: Candidate, report: ParityReport, *, on_progress: OnProgress) -> ParityReport:
+    """Adds to the report of a failed export which layer of the graph is the first to differ on the CPU.
+
+    Args:
+        source: the validated network.
+        fp32: the graph that was refused.
+        report: whose worst images show the difference.
+        on_progress: called before and after.
+    """
+    network = source.network
+    onnx = next(entry for entry in report.formats if entry.format == "onnx")
+    if network is None or not onnx.breaches:
+        return report
+    on_progress("first difference", 0, 1)
+    indices = np.array([item.index for item in onnx.worst[:_LOCATED_ON]])
+    images = pixels(source.valid, source.spec, indices)
+    allowed = onnx.budget.max_relative_difference
+    try:
+        found = first_difference(
+            fp32.model,
+            network,
+            program=exported_program(network, source.evidence_images(2)),
+            images=images,
+            indices=indices.tolist(),
+            tolerance=TOLERANCE if allowed is None else min(TOLERANCE, allowed),
+        )
+    except Exception as error:  # noqa: BLE001 - what stops the search must not hide what it was begun for
+        logger.warning("the first layer that differs was not found: %s", error)
+        found = None
+    on_progress("first difference", 1, 1)
+    return msgspec.structs.replace(report, first_difference=found)
 
 
 def of_precision(report: ParityReport, name: str) -> tuple[FormatReport, ...]:
