@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from shipnet.runtime import Bundle, BundleError, Classifier, ParityError
-from shipnet.runtime.bundle import MANIFEST
+from shipnet.runtime.bundle import MANIFEST, SIGNATURE
 from shipnet.runtime.manifest import Interop, LeftOut, Variant, encode
-from shipnet.runtime.staging import staged_folder, write_file
+from shipnet.runtime.pack import signature_of
+from shipnet.runtime.signing import Signer
+from shipnet.runtime.staging import locked, refuse_busy, staged_folder, write_file
 from shipnet.train import Dataset, Run, load_run
 
 from .assemble import make_manifest, seal, write_into
@@ -37,6 +39,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
     dataset: Dataset | None = None,
+    sign_key: str | os.PathLike[str] | None = None,
 ) -> Bundle:
     """Turns a training run into a sealed bundle, or refuses.
 
@@ -50,6 +53,7 @@ def export(
             there is replaced.
         on_progress: called with what is done (a word), how much of it, and how much there is.
         dataset: what `load_data` gave for the run's data, where the caller has it already.
+        sign_key: a PEM file with the private key that signs the bundle; None: it is not signed.
 
     Returns:
         The bundle, opened again from where it stands.
@@ -59,7 +63,8 @@ def export(
             no bundle is written.
         DataError: the validation images are not those that the run was measured on.
         BundleError: something that is no bundle stands at `out`.
-        OutputError: `out` cannot be written.
+        OutputError: `out` cannot be written, or is being written by another.
+        UsageError: the key cannot be read.
 
     Example:
         >>> bundle = export("artifacts/digits/run")
@@ -69,19 +74,27 @@ def export(
     opened = run if isinstance(run, Run) else load_run(run)
     target = Path(out) if out is not None else opened.path.parent / "bundle"
     refuse_strangers(target)
+    signer = Signer.load(sign_key) if sign_key is not None else None
     options, notify = config or ExportConfig(), on_progress or _no_progress
     source = from_run(opened, options, dataset=dataset, on_progress=notify)
-    return export_source(source, options, out=target, on_progress=notify)
+    return export_source(source, options, out=target, on_progress=notify, signer=signer)
 
 
-def export_source(source: Source, config: ExportConfig, *, out: Path, on_progress: OnProgress) -> Bundle:
-    """Exports, proves and seals; `export` for whatever a `Source` was made of.
+def export_source(
+    source: Source,
+    config: ExportConfig,
+    *,
+    out: Path,
+    on_progress: OnProgress,
+    signer: Signer | None = None,
+) -> Bundle:
+    """Exports, proves, seals and signs; `export` for whatever a `Source` was made of.
 
     Raises:
         ParityError, BundleError, OutputError: as `export`.
     """
     refuse_strangers(out)
-    with staged_folder(out) as folder:
+    with locked(out), staged_folder(out) as folder:
         fp32 = fp32_candidate(source, config, on_progress)
         write_into(folder, fp32.file, fp32.model)
         interop = _write_interop(folder, source, config, on_progress)
@@ -109,16 +122,19 @@ def export_source(source: Source, config: ExportConfig, *, out: Path, on_progres
         )
         write_into(folder, "README.md", model_card(manifest()).encode())
         seal(folder, manifest())
+        if signer is not None:
+            write_into(folder, SIGNATURE, signature_of(Bundle.open(folder), signer))
         _ask_once_more(folder, source, config)
     (out.parent / REPORT).unlink(missing_ok=True)  # of an earlier export that failed
     return Bundle.open(out)
 
 
 def refuse_strangers(target: Path) -> None:
-    """Only a bundle may be replaced by a bundle.
+    """Only a bundle may be replaced by a bundle, and by one export at a time.
 
     Raises:
         BundleError: something else stands there.
+        OutputError: another export is writing it, or the place cannot be written.
     """
     if (
         target.exists()
@@ -128,6 +144,7 @@ def refuse_strangers(target: Path) -> None:
         raise BundleError(
             f"{target}: something that is no bundle stands there: choose another --out or remove it"
         )
+    refuse_busy(target)
 
 
 def _try(
