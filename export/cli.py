@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
-from shipnet.runtime import errors
+from shipnet.runtime import Bundle, errors
 
-from .config import FP32_MAX_RELATIVE_DIFFERENCE, ExportConfig
+from .config import ExportConfig
+from .foreign_options import Foreign, foreign_options
+from .options import export_options, sign_key_option
+
+if TYPE_CHECKING:
+    from .source import OnProgress
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Default: bundle beside RUN.")
-@click.option("--name", help="Of the bundle; default: the data set's.")
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Default: bundle beside RUN, else artifacts/NAME/bundle.",
+)
+@click.option("--name", help="Of the bundle; default: the data set's, or of the file of weights or graph.")
 @click.option("--data", help="Where the run's data set lies now; default: where it lay.")
 @click.option("--data-root", help="Folder with the files of a built-in data set.")
-@click.option(
-    "--max-difference",
-    type=click.FloatRange(min=0, min_open=True),
-    default=FP32_MAX_RELATIVE_DIFFERENCE,
-    show_default=True,
-    help="Largest logit difference allowed, over the logits' scale.",
-)
-@click.option(
-    "--max-flip-rate",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Share of validation images that may get another label.",
-)
-@click.option("--no-interop", is_flag=True, help="Leave TorchScript, .pt2 and safetensors out.")
+@export_options
+@sign_key_option
+@foreign_options
 def export(
-    run: Path,
+    run: Path | None,
+    foreign: Foreign | None,
     out: Path | None,
     name: str | None,
     data: str | None,
     data_root: str | None,
-    max_difference: float,
-    max_flip_rate: float,
-    no_interop: bool,
+    export_config: ExportConfig,
+    sign_key: Path | None,
 ) -> None:
-    """Turn a training run into a bundle, proved against PyTorch on real images.
+    """Turn a training run, weights or an ONNX file into a bundle, proved on real images.
+
+    RUN is the folder of a training run. --weights with --arch, or --onnx, takes a network that was trained elsewhere;
+    its preprocessing is what the options say, and what they leave open is told on stderr.
 
     A format that misses its budget fails the export: no bundle is written, and parity-report.json shows where.
     """
@@ -50,21 +52,50 @@ def export(
         errors.require(module)
     from shipnet.runtime import render
 
-    from .build import export as build
-
-    config = ExportConfig(
-        name=name,
-        data=data,
-        data_root=data_root,
-        max_relative_difference=max_difference,
-        max_flip_rate=(("fp32", max_flip_rate),),
-        interop=not no_interop,
-    )
+    config = msgspec.structs.replace(export_config, name=name, data=data, data_root=data_root)
     with render.stage_progress() as on_progress:
-        bundle = build(run, config, out=out, on_progress=on_progress)
+        bundle = _build(run, foreign, config, out=out, sign_key=sign_key, on_progress=on_progress)
     parity = bundle.manifest.variants[0].parity
     render.show(
         f"accuracy {parity.accuracy.accuracy:.2%} ({parity.accuracy.low:.2%} to {parity.accuracy.high:.2%}) "
-        f"on {parity.accuracy.images:,} images; {parity.flips} of {parity.images:,} decisions differ from PyTorch",
+        f"on {parity.accuracy.images:,} images; {parity.flips} of {parity.images:,} decisions differ from "
+        f"{'the graph as it was given' if foreign and foreign.onnx else 'PyTorch'}",
         str(bundle.path),
+    )
+
+
+def _build(
+    run: Path | None,
+    foreign: Foreign | None,
+    config: ExportConfig,
+    *,
+    out: Path | None,
+    sign_key: Path | None,
+    on_progress: OnProgress,
+) -> Bundle:
+    """Exports what was asked for."""
+    from shipnet.runtime import render
+
+    if run is not None:
+        from .build import export as from_run
+
+        return from_run(run, config, out=out, on_progress=on_progress, sign_key=sign_key)
+    assert foreign is not None
+    if config.data is not None or config.data_root is not None:
+        raise errors.UsageError(
+            "--data and --data-root are for a run; --val names the images of --weights and --onnx"
+        )
+    if foreign.onnx is not None and not config.interop:
+        raise errors.UsageError(
+            "--no-interop: an ONNX graph is never written for PyTorch's loaders: leave it out"
+        )
+    told: dict[str, Any] = {"on_note": render.note, "on_progress": on_progress}
+    if foreign.onnx is not None:
+        from .from_onnx import export_onnx
+
+        return export_onnx(foreign.onnx, foreign.config, config=config, out=out, sign_key=sign_key, **told)
+    from .from_weights import export_weights
+
+    return export_weights(
+        str(foreign.weights), foreign.config, config=config, out=out, sign_key=sign_key, **told
     )

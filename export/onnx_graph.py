@@ -57,7 +57,9 @@ def exported_program(network: nn.Module, images: NDArray[np.uint8]) -> torch.exp
     Raises:
         ParityError: the exporter gave no model.
     """
-    program: torch.export.ExportedProgram = _export(network, images).exported_program
+    program = _export(network, images).exported_program
+    if program is None:
+        raise ParityError("the ONNX exporter kept no program")
     return program
 
 

@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "evaluate": "shipnet.runtime.cli:evaluate",
     "diff": "shipnet.runtime.cli:diff",
     "bench": "shipnet.runtime.cli:bench",
+    "pack": "shipnet.runtime.bundle_cli:pack",
+    "sign": "shipnet.runtime.bundle_cli:sign",
     "doctor": "shipnet.runtime.cli:doctor",
 }
 EXIT_FAILED: Final = 1

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shipnet.export.config import ExportConfig
+from shipnet.export.options import export_options
 from shipnet.runtime.errors import require
 from shipnet.train.config import BUILT_IN, CacheConfig, TrainConfig
 from shipnet.train.options import cache_options, training_options
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @training_options
 @cache_options
+@export_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -25,7 +28,14 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Repeat stages whose inputs and options are unchanged.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped, after its last epoch.")
-def pipeline(config: TrainConfig, cache: CacheConfig, out: Path | None, force: bool, resume: bool) -> None:
+def pipeline(
+    config: TrainConfig,
+    cache: CacheConfig,
+    export_config: ExportConfig,
+    out: Path | None,
+    force: bool,
+    resume: bool,
+) -> None:
     """Train, export, verify and benchmark, by one command.
 
     With no option: a ResNet on scikit-learn's digits, into artifacts/digits. Stages that are finished and whose
@@ -42,7 +52,11 @@ def pipeline(config: TrainConfig, cache: CacheConfig, out: Path | None, force: b
     with ProgressView() as view:
         options = FitOptions(resume=resume, cache=cache)
         outcome = run_pipeline(
-            PipelineConfig(train=config), target, force=force, fit_options=options, on_stage=view
+            PipelineConfig(train=config, export=export_config),
+            target,
+            force=force,
+            fit_options=options,
+            on_stage=view,
         )
     render.show(*summary(outcome))
 

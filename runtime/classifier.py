@@ -70,24 +70,27 @@ class Classifier:
         precision: str = "fp32",
         threads: int | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        public_key: str | os.PathLike[str] | None = None,
     ) -> Classifier:
         """Opens a bundle, checks every file of it, and makes it ready to run.
 
         Args:
-            path: the bundle's folder.
+            path: the bundle's folder, or a zip of it that `pack` wrote.
             device: "cpu", "cuda" or "auto". What is asked for runs, or `DeviceError` says why not;
                 "auto" takes CUDA where it opens; `plan.device_reason` says what it chose and why.
             precision: of the variant to run.
             threads: that one batch uses on the CPU; None measures and chooses.
             batch_size: images that `predict` and `stream` run at a time.
+            public_key: a PEM file; the bundle must be signed by that key's owner. None: a signature is not checked.
 
         Raises:
             BundleError: no bundle, a changed one, or one without that precision.
+            SignatureError: it is not signed by that key.
             DeviceError: the device cannot run it.
-            UsageError: an unknown device or a number below one.
-            MissingExtraError: onnxruntime is not installed.
+            UsageError: an unknown device, a number below one, or a key that cannot be read.
+            MissingExtraError: onnxruntime is not installed, or model-signing for a key.
         """
-        bundle = Bundle.open(path)
+        bundle = Bundle.open(path, public_key=public_key)
         plan, backend = resolve(
             bundle, device=device, precision=precision, threads=threads, batch_size=batch_size
         )

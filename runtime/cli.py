@@ -48,8 +48,20 @@ _batch_option = click.option(
     show_default=True,
     help="Levels, of 256, by which decoded pixels may differ where no decision changes.",
 )
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PEM file; the bundle must be signed by that key's owner.",
+)
 @_json_option
-def verify(bundle: Path, device: str, precision: str | None, pixel_tolerance: int, as_json: bool) -> None:
+def verify(
+    bundle: Path,
+    device: str,
+    precision: str | None,
+    pixel_tolerance: int,
+    public_key: Path | None,
+    as_json: bool,
+) -> None:
     """Check a bundle's files and replay its probes here, on this device.
 
     Probes are images with known answers in the bundle's evidence/. Their files are decoded and compared with the stored
@@ -58,7 +70,13 @@ def verify(bundle: Path, device: str, precision: str | None, pixel_tolerance: in
     from . import render
     from .verify import verify as run
 
-    report = run(bundle, device=device, precision=precision, pixel_tolerance=pixel_tolerance)
+    report = run(
+        bundle,
+        device=device,
+        precision=precision,
+        pixel_tolerance=pixel_tolerance,
+        public_key=public_key,
+    )
     render.print_json(report) if as_json else render.verification(report)
     if not report.passed:
         failed = ", ".join(check.name for check in report.checks if check.failed)

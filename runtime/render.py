@@ -140,6 +140,10 @@ def bundle(opened: Bundle) -> None:
     resize = pre.resize if pre.resize_size is None else f"{pre.resize} from {pre.resize_size}"
     for name, value in (
         ("identity", opened.identity),
+        (
+            "signature",
+            "none" if opened.signature is None else "there, checked by  shipnet verify --public-key",
+        ),
         ("format version", str(manifest.format_version)),
         ("created", manifest.created_utc),
         ("labels", f"{len(manifest.labels)}: " + ", ".join(manifest.labels)),

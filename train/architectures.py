@@ -69,7 +69,7 @@ def _small_net(arch: str, channels: int, *, num_classes: int, image_size: int) -
             dense = arch == "mnist_densenet"
             pair = nn.Sequential(_conv(width, width, stride=1), _conv(width, width, stride=1))
             if not dense:
-                nn.init.zeros_(pair[1][2].weight)
+                nn.init.zeros_(pair.get_parameter("1.2.weight"))
             stages[f"block{number}"] = Residual(pair, dense=dense)
             channels = 2 * width if dense else width
     stages["head"] = nn.Sequential(

@@ -14,7 +14,7 @@ import torch
 
 from shipnet.runtime.errors import TrainingError
 from shipnet.runtime.manifest import Normalization
-from shipnet.runtime.staging import staged_folder
+from shipnet.runtime.staging import locked, refuse_busy, staged_file, staged_folder
 
 from . import channel_stats, recipe
 from .architectures import build
@@ -78,8 +78,8 @@ def fit(
     Raises:
         UsageError, DataError, ImageError: data or options that cannot be meant.
         DeviceError: the device is not there.
-        OutputError, RunError: `out` cannot be written, or holds something else; what is to be resumed
-            is damaged, or was another training: the message names the fields that differ.
+        OutputError, RunError: `out` cannot be written, is being written by another, or holds something else;
+            what is to be resumed is damaged, or was another training: the message names the fields that differ.
         WeightsError: weights to start from that cannot be had, or are another network's.
         TrainingError: the loss is no longer a number, or the device's memory is full.
 
@@ -91,35 +91,42 @@ def fit(
     """
     started = time.perf_counter()
     device = choose_device(config.device)
+    if out is not None:
+        refuse_busy(Path(out))  # before the images are read, which may take minutes
     dataset = dataset or load_data(config.data)
     place = Path(out) if out is not None else Path("artifacts") / dataset.name / "run"
     refuse_strangers(place)
     asked = recipe.resolve(_with_absolute_paths(config), dataset)
-    checkpoints = CheckpointFolder(place)
-    if resume and checkpoints.read() is None and (finished := _finished(place, asked, dataset)) is not None:
-        return finished
-    checkpoint = checkpoints.open(asked, dataset.fingerprint, resume=resume)
-    notify = on_event or _ignore
-    with checkpoints.kept_on_failure(asked), deterministic(asked.deterministic):
-        dataset, photos = read_images(
-            dataset, cache or CacheConfig(), strict=asked.data.strict, notify=notify
-        )
-        if checkpoint is not None:
-            config, normalization = checkpoint.config, checkpoint.normalization
-        else:
-            config = _with_found_lr(asked, (dataset, photos), folder=checkpoints.path, notify=notify)
-            normalization = choose_normalization(config, dataset, photos=photos)
-        count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
-        job = Job(asked, config, dataset, photos, device, normalization, count, started, checkpoint)
-        if checkpoint is not None:
-            warn_of_changes(checkpoints.path, checkpoint, hardware=job.hardware, versions=versions())
-        with threads(count), _own_random_state(device.device, config.seed):
-            record, weights = _train(job, checkpoints, notify)
-        with staged_folder(place) as folder:
-            write_run(folder, record, weights)
-            write_report(folder, record, dataset)
-            checkpoints.hand_over(folder)
-    checkpoints.clear()
+    with locked(place):
+        checkpoints = CheckpointFolder(place)
+        if (
+            resume
+            and checkpoints.read() is None
+            and (finished := _finished(place, asked, dataset)) is not None
+        ):
+            return finished
+        checkpoint = checkpoints.open(asked, dataset.fingerprint, resume=resume)
+        notify = on_event or _ignore
+        with checkpoints.kept_on_failure(asked), deterministic(asked.deterministic):
+            dataset, photos = read_images(
+                dataset, cache or CacheConfig(), strict=asked.data.strict, notify=notify
+            )
+            if checkpoint is not None:
+                config, normalization = checkpoint.config, checkpoint.normalization
+            else:
+                config = _with_found_lr(asked, (dataset, photos), folder=checkpoints.path, notify=notify)
+                normalization = choose_normalization(config, dataset, photos=photos)
+            count = recipe.cpu_threads(config, dataset, most=torch.get_num_threads())
+            job = Job(asked, config, dataset, photos, device, normalization, count, started, checkpoint)
+            if checkpoint is not None:
+                warn_of_changes(checkpoints.path, checkpoint, hardware=job.hardware, versions=versions())
+            with threads(count), _own_random_state(device.device, config.seed):
+                record, weights = _train(job, checkpoints, notify)
+            with staged_folder(place) as folder:
+                write_run(folder, record, weights)
+                write_report(folder, record, dataset)
+                checkpoints.hand_over(folder)
+        checkpoints.clear()
     return Run(place, record)
 
 
@@ -210,7 +217,8 @@ def _with_found_lr(
     if config.max_lr != "auto":
         return config
     finding = find_lr(config, images=images)
-    draw_sweep(finding, folder / PICTURE)
+    with staged_file(folder / PICTURE) as staged:
+        draw_sweep(finding, staged)
     found = LrFound(finding.suggestions.valley, len(finding.losses), finding.wall_s)
     logger.info("max_lr %g: the valley of a sweep over %d batches", found.max_lr, found.steps)
     notify(found)

@@ -239,7 +239,7 @@ def torchvision_file(weights: Any) -> Path:
     Raises:
         WeightsError: it is not there and cannot be downloaded.
     """
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    cached: Path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     if not cached.is_file():
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
