@@ -40,13 +40,14 @@ def to_pt2(network: nn.Module, images: NDArray[np.uint8]) -> bytes:
 
     Args:
         network: uint8 (N, H, W, C) to float32 logits, in eval mode.
-        images: uint8 (N, H, W, C), N >= 2, real images to trace with.
+        images: uint8 (N, H, W, C), for their shape alone.
 
     Returns:
         What `torch.export.load` reads, without stack traces, which hold local paths.
     """
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    program = torch.export.export(network, (torch.from_numpy(images),), dynamic_shapes={INPUT: {0: batch}})
+    example = torch.zeros((2, *images.shape[1:]), dtype=torch.uint8)  # is saved too: never anybody's images
+    program = torch.export.export(network, (example,), dynamic_shapes={INPUT: {0: batch}})
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
