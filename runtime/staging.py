@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _LONGEST_NOTE: Final = 200
+_PARTIAL: Final = ".partial"
+_OLD: Final = ".old"
 # Windows keeps others from reading a byte that is locked, so it is one behind the note.
 _LOCKED_BYTE: Final = 1 << 30
 
@@ -34,7 +37,8 @@ def locked(target: Path) -> Iterator[None]:
     """Holds a place for one writer: whoever asks for it meanwhile is refused at once.
 
     The lock is on a file beside `target` and is the system's, so it goes with the process, however that ends.
-    Threads of one process exclude each other too; it cannot be taken twice.
+    Threads of one process exclude each other too; it cannot be taken twice. What a killed writer left beside
+    `target` is cleared away, and what it had not yet replaced comes back.
 
     Args:
         target: the file or folder that will be written; its parents are made.
@@ -44,9 +48,10 @@ def locked(target: Path) -> Iterator[None]:
     """
     with _translated(target):
         place = target.resolve()
+        if not place.name:
+            raise OutputError(f"{target}: is the root of a disk, expected a place below it")
         place.parent.mkdir(parents=True, exist_ok=True)
-        path = place.with_name(f".{place.name}.lock")
-        file = _acquire(path, target)
+        file, path = _acquire(place, target)
     owner = os.getpid()
     try:
         yield
@@ -79,14 +84,17 @@ def staged_folder(target: Path) -> Iterator[Path]:
         OutputError: the place cannot be written, or the block found the disk full.
     """
     with _translated(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        place = target.resolve()  # a link stays, and what it names is replaced
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and not place.is_dir():
+            raise OutputError(f"{target}: is a file, expected a folder's path: choose another place")
+        staged = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_PARTIAL, dir=place.parent))
     try:
         with _full_disk(target, staged):
             staged.chmod(0o755)
             yield staged
         with _translated(target):
-            _swap(staged, target)
+            _swap(staged, place)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -103,11 +111,16 @@ def staged_file(target: Path, *, aside: Path | None = None) -> Iterator[Path]:
         OutputError: the place cannot be written, or the block found the disk full.
     """
     with _translated(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
+        place = target.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_dir():
             raise OutputError(f"{target}: is a folder, expected a file's path")
-        folder = aside or target.parent
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=folder)
+        if place.exists() and not place.is_file():
+            raise OutputError(
+                f"{target}: is no plain file, so nothing can take its place: choose another path"
+            )
+        folder = aside or place.parent
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=_PARTIAL, dir=folder)
         os.close(handle)
     staged = Path(name)
     try:
@@ -116,7 +129,7 @@ def staged_file(target: Path, *, aside: Path | None = None) -> Iterator[Path]:
             yield staged
         with _translated(target):
             _sync(staged)
-            staged.replace(target)
+            staged.replace(place)
     finally:
         staged.unlink(missing_ok=True)
 
@@ -164,7 +177,7 @@ def _swap(staged: Path, target: Path) -> None:
     if not target.exists():
         staged.rename(target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_OLD, dir=target.parent))
     target.rename(aside / target.name)
     try:
         staged.rename(target)
@@ -175,30 +188,54 @@ def _swap(staged: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _clear_leftovers(place: Path) -> None:
+    """Of writers that were killed; only whoever holds the lock may. What cannot be cleared stays."""
+    pattern = re.compile(
+        re.escape(f".{place.name}.") + f"[a-z0-9_]{{8}}({re.escape(_PARTIAL)}|{re.escape(_OLD)})"
+    )
+    with suppress(OSError):
+        for path in [path for path in place.parent.iterdir() if pattern.fullmatch(path.name)]:
+            if path.suffix == _OLD and (path / place.name).exists() and not place.exists():
+                (path / place.name).rename(place)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _acquire(path: Path, target: Path) -> FileIO:
-    """The open lock file, held, with a note of who holds it."""
+def _acquire(place: Path, target: Path) -> tuple[FileIO, Path]:
+    """The open lock file, held, with a note of who holds it; and its path."""
+    path = place.with_name(f".{place.name}.lock")
     while True:
         file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
         try:
-            _lock(file, target)
-            if _is_at(file, path):
-                file.truncate(0)
-                now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-                file.write(f"process {os.getpid()} on {platform.node()}, since {now}".encode())
-                _close_in_children(file)
-                return file
+            exclusive = _lock(file, target)
         except BaseException:
             file.close()
             raise
-        file.close()  # its last holder removed it just now
+        if not _is_at(file, path):
+            file.close()  # its last holder removed it just now
+            continue
+        try:
+            if exclusive:
+                _clear_leftovers(place)
+            file.truncate(0)
+            now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+            file.write(f"process {os.getpid()} on {platform.node()}, since {now}".encode())
+            _close_in_children(file)
+        except BaseException:
+            _release(file, path)
+            raise
+        return file, path
 
 
-def _lock(file: FileIO, target: Path) -> None:
+def _lock(file: FileIO, target: Path) -> bool:
+    """Locks a file, or refuses; False where the file system has no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -224,6 +261,8 @@ def _lock(file: FileIO, target: Path) -> None:
             "%s: this file system has no locks, so nothing keeps another process from writing there too",
             target,
         )
+        return False
+    return True
 
 
 def _is_at(file: FileIO, path: Path) -> bool:

@@ -77,9 +77,12 @@ def storage_at(path: Path) -> Storage:
             return Folder(path)
         if path.is_file():
             return Archive.open(path)
+        there = path.exists()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
-    raise BundleError(f"{path}: no such folder or file")
+    raise BundleError(
+        f"{path}: {'is neither a folder nor a plain file' if there else 'no such folder or file'}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
