@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from shipnet.runtime import Bundle, BundleError, Classifier, ParityError
 from shipnet.runtime.bundle import MANIFEST, SIGNATURE
 from shipnet.runtime.manifest import Interop, LeftOut, Variant, encode
@@ -14,6 +16,7 @@ from shipnet.runtime.pack import signature_of
 from shipnet.runtime.signing import Signer
 from shipnet.runtime.staging import locked, refuse_busy, staged_folder, write_file
 from shipnet.train import Dataset, Run, load_run
+from shipnet.train.devices import threads, threads_for
 
 from .assemble import make_manifest, seal, write_into
 from .config import ExportConfig
@@ -21,6 +24,8 @@ from .model_card import model_card
 from .parity_report import ParityReport
 from .probes import write_probes
 from .proof import locate, of_precision, prove_fp32, prove_variant
+from .report import Findings, write_report
+from .search import QuantizationReport
 from .source import OnProgress, Source, from_run
 from .torch_formats import to_pt2, to_torchscript
 from .variants import Candidate, fp32_candidate, judge, make_variants
@@ -29,6 +34,7 @@ TORCHSCRIPT: Final = "interop/model.torchscript.pt"
 PT2: Final = "interop/model.pt2"
 WEIGHTS: Final = "interop/weights.safetensors"
 EVIDENCE: Final = "evidence/parity.json"
+SEARCHES: Final = "evidence/quantization.json"
 REPORT: Final = "parity-report.json"
 
 
@@ -56,7 +62,8 @@ def export(
         sign_key: a PEM file with the private key that signs the bundle; None: it is not signed.
 
     Returns:
-        The bundle, opened again from where it stands.
+        The bundle, opened again from where it stands. Beside it lies `export-report.html`, which shows what was
+            found, with the images that got another label.
 
     Raises:
         ParityError: a format misses its budget; `parity-report.json` beside `out` shows where, and
@@ -94,7 +101,9 @@ def export_source(
         ParityError, BundleError, OutputError: as `export`.
     """
     refuse_strangers(out)
-    with locked(out), staged_folder(out) as folder:
+    pixels = max(2, *config.batch_sizes) * source.spec.height * source.spec.width
+    count = threads_for(pixels, most=torch.get_num_threads())
+    with locked(out), threads(count), staged_folder(out) as folder:
         fp32 = fp32_candidate(source, config, on_progress)
         write_into(folder, fp32.file, fp32.model)
         interop = _write_interop(folder, source, config, on_progress)
@@ -102,31 +111,52 @@ def export_source(
         if any(entry.breaches for entry in report.formats):
             raise _refusal(source, fp32, report, where=out.parent / REPORT, on_progress=on_progress)
         variants = [judge(fp32, of_precision(report, "onnx"), config)]
+        searches = []
         for made in make_variants(source, config, fp32, on_progress):
             if isinstance(made, Candidate):
-                found, verdict = _try(folder, source, config, candidate=made, on_progress=on_progress)
-                report = ParityReport(formats=report.formats + found.formats)
+                proved, verdict = _try(folder, source, config, candidate=made, on_progress=on_progress)
+                report = ParityReport(formats=report.formats + proved.formats)
                 variants.append(verdict)
+                searches += [made.search] if made.search is not None else []
             else:
                 variants.append(made)
         write_into(folder, EVIDENCE, encode(report))
+        if searches:
+            write_into(folder, SEARCHES, encode(QuantizationReport(searches=tuple(searches))))
         shipped = tuple(item for item in variants if isinstance(item, Variant))
         write_probes(folder, source, config, variants=shipped, on_progress=on_progress)
+        left_out = tuple(item for item in variants if isinstance(item, LeftOut))
         manifest = partial(
             make_manifest,
             folder,
             source,
             variants=shipped,
-            left_out=tuple(item for item in variants if isinstance(item, LeftOut)),
+            left_out=left_out,
             interop=_interop(interop, report),
         )
-        write_into(folder, "README.md", model_card(manifest()).encode())
+        write_into(folder, "README.md", model_card(manifest(), report.formats[0].classes).encode())
         seal(folder, manifest())
         if signer is not None:
             write_into(folder, SIGNATURE, signature_of(Bundle.open(folder), signer))
         _ask_once_more(folder, source, config)
     (out.parent / REPORT).unlink(missing_ok=True)  # of an earlier export that failed
-    return Bundle.open(out)
+    bundle = Bundle.open(out)
+    found = Findings(
+        report=report,
+        variants=shipped,
+        left_out=left_out,
+        searches=tuple(searches),
+        identity=bundle.identity,
+        sizes=_sizes(bundle),
+    )
+    write_report(out.parent, source, found)
+    return bundle
+
+
+def _sizes(bundle: Bundle) -> dict[str, int]:
+    """Bytes of each variant's file, by precision."""
+    sizes = {entry.path: entry.size_bytes for entry in bundle.manifest.files}
+    return {variant.precision: sizes[variant.file] for variant in bundle.manifest.variants}
 
 
 def refuse_strangers(target: Path) -> None:
@@ -202,6 +232,7 @@ def _refusal(
     write_file(where, encode(report))
     report = locate(source, fp32, report, on_progress=on_progress)
     write_file(where, encode(report))
+    write_report(where.parent, source, Findings(report=report))
     found = "; ".join(
         f"{entry.format}: {', '.join(entry.breaches)}" for entry in report.formats if entry.breaches
     )

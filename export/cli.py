@@ -55,13 +55,24 @@ def export(
     config = msgspec.structs.replace(export_config, name=name, data=data, data_root=data_root)
     with render.stage_progress() as on_progress:
         bundle = _build(run, foreign, config, out=out, sign_key=sign_key, on_progress=on_progress)
-    parity = bundle.manifest.variants[0].parity
-    render.show(
+    render.show(*_summary(bundle, foreign))
+
+
+def _summary(bundle: Bundle, foreign: Foreign | None) -> list[str]:
+    """What was proved, where it is shown, and last the bundle's path."""
+    from shipnet.runtime import render
+
+    from .report import EXPORT_REPORT
+
+    parity = bundle.manifest.variant("fp32").parity
+    other = "the graph as it was given" if foreign and foreign.onnx else "PyTorch"
+    return [
         f"accuracy {parity.accuracy.accuracy:.2%} ({parity.accuracy.low:.2%} to {parity.accuracy.high:.2%}) "
-        f"on {parity.accuracy.images:,} images; {parity.flips} of {parity.images:,} decisions differ from "
-        f"{'the graph as it was given' if foreign and foreign.onnx else 'PyTorch'}",
+        f"on {parity.accuracy.images:,} images; {parity.flips} of {parity.images:,} decisions differ from {other}",
+        *render.variants_lines(bundle.manifest),
+        f"report {bundle.path.parent / EXPORT_REPORT}",
         str(bundle.path),
-    )
+    ]
 
 
 def _build(

@@ -68,6 +68,8 @@ def default_name(data: str) -> str:
 
 def summary(outcome: Outcome) -> list[str]:
     """What came out, a line each; the command to try next; last the bundle's path."""
+    from shipnet.runtime.render import variants_lines
+
     manifest, report = outcome.bundle.manifest, outcome.report
     parity = manifest.variant("fp32").parity
     model = next(entry for entry in manifest.files if entry.path == manifest.variant("fp32").file)
@@ -82,11 +84,13 @@ def summary(outcome: Outcome) -> list[str]:
         f"on {found.images:,} validation images",
         f"parity    {parity.flips} of {parity.images:,} decisions differ from PyTorch; "
         f"logits differ by {worst.max_relative_difference:.1g} of their scale",
+        *(f"{'' if line.startswith(' ') else 'variant':10}{line}" for line in variants_lines(manifest)),
         f"latency   median {latency}",
         f"size      {model.size_bytes / 1e6:.3g} MB for the model, "
         f"{outcome.bundle.size_bytes / 1e6:.3g} MB for the bundle",
         f"time      {outcome.wall_s:.0f} s"
         + (f", skipped: {', '.join(outcome.skipped)}" if outcome.skipped else ""),
+        f"reports   {outcome.out / 'run' / 'report.html'}, {outcome.out / 'export-report.html'}",
         "",
         "try       " + f"shipnet classify {outcome.bundle.path} {sample.parent if sample else 'FOLDER'}",
         str(outcome.bundle.path),

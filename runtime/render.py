@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .bundle import Bundle
 from .confusion import most_confused
-from .manifest import Parity, encode
+from .manifest import Manifest, Parity, encode
 from .plan import ExecutionPlan
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def bundle(opened: Bundle) -> None:
         ("size", f"{opened.size_bytes:,} bytes in {len(manifest.files)} files"),
     ):
         facts.add_row(name, value)
-    show(facts, "", _evidence(opened))
+    lines = variants_lines(manifest)
+    show(facts, "", _evidence(opened), *([""] if lines else []), *lines)
 
 
 def _or_unknown(count: int | None) -> str:
@@ -173,15 +174,32 @@ def _or_unknown(count: int | None) -> str:
 
 def _evidence(opened: Bundle) -> Table:
     """What each file proved against the trained network."""
-    numbers = ("bytes", "accuracy (95 %)", "flips", "logit difference")
-    rows = table("evidence", "file", "for", *numbers, numbers=numbers)
+    numbers = ("bytes", "accuracy (95 %)", "flips", "logits, of scale")
+    rows = table("evidence", "file", "for", "status", *numbers, numbers=numbers)
     sizes = {entry.path: entry.size_bytes for entry in opened.manifest.files}
     for variant in opened.manifest.variants:
         targets, size = ", ".join(variant.targets), f"{sizes[variant.file]:,}"
-        rows.add_row(variant.file, targets, size, *_parity_cells(variant.parity))
+        rows.add_row(variant.file, targets, variant.status, size, *_parity_cells(variant.parity))
     for item in opened.manifest.interop:
-        rows.add_row(item.file, "PyTorch", f"{sizes[item.file]:,}", *_parity_cells(item.parity))
+        rows.add_row(item.file, "PyTorch", "", f"{sizes[item.file]:,}", *_parity_cells(item.parity))
     return rows
+
+
+def variants_lines(manifest: Manifest) -> list[str]:
+    """Every precision beside fp32 with what it proved, or why it is not certified or not there; a line each."""
+    lines = []
+    for item in manifest.variants:
+        if item.precision == "fp32":
+            continue
+        found = item.parity
+        lines.append(
+            f"{item.precision}: {item.status}, accuracy {found.accuracy.accuracy:.2%}, "
+            f"{found.flips} of {found.images:,} decisions differ"
+        )
+        lines += [f"  {reason}" for reason in item.status_reasons]
+    for left in manifest.left_out:
+        lines += [f"{left.precision}: left out", *(f"  {reason}" for reason in left.reasons)]
+    return lines
 
 
 def _parity_cells(parity: Parity | None) -> tuple[str, str, str]:
@@ -191,9 +209,9 @@ def _parity_cells(parity: Parity | None) -> tuple[str, str, str]:
     found = parity.accuracy
     difference = max((row.max_relative_difference for row in parity.batches), default=0.0)
     return (
-        f"{found.accuracy:.2%} ({found.low:.2%} to {found.high:.2%})",
+        f"{found.accuracy:.2%} ({100 * found.low:.2f} to {100 * found.high:.2f})",
         f"{parity.flips} of {parity.images:,}",
-        f"{difference:.1g} of scale",
+        f"{difference:.1g}",
     )
 
 

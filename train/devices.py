@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from shipnet.runtime.errors import DeviceError
+from shipnet.runtime.machine import available_cores
 
+LEAST_PIXELS_TO_SHARE: Final = 16_384  # in one batch
 logger = logging.getLogger(__name__)
 
 
@@ -45,6 +48,19 @@ def choose_device(asked: str) -> ChosenDevice:
             "device 'mps' needs macOS on Apple silicon and a torch built for it: use  --device cpu"
         )
     return ChosenDevice(device, _describe(device))
+
+
+def threads_for(batch_pixels: int, *, most: int) -> int:
+    """How many threads a step on the CPU uses: one where a batch is so small that threads wait for each other.
+
+    At 64 images of 8x8 pixels one thread trains as fast as two on an idle machine, and 17 times as fast
+    beside a busy neighbour.
+
+    Args:
+        batch_pixels: images times height times width of a batch.
+        most: what the library was told to use at most, by OMP_NUM_THREADS or `torch.set_num_threads`.
+    """
+    return 1 if batch_pixels < LEAST_PIXELS_TO_SHARE else min(most, available_cores().usable)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from shipnet.runtime.errors import UsageError
 from shipnet.runtime.machine import available_cores
 
 from .config import SMALL_NETS, TrainConfig
+from .devices import threads_for
 from .images import Dataset
 
 # Peaks of one cycle with AdamW, found by trying; the small networks, all batch norm, take a high one.
@@ -21,7 +22,6 @@ SMALL_NET_LR = 0.03
 RESNET_LR = 2e-3
 LEAST_STEPS = 1_320
 FAST_STEPS = 1_170
-LEAST_PIXELS_TO_SHARE = 16_384  # in one batch
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -305,13 +305,9 @@ def _workers(config: TrainConfig, *, small: bool) -> int:
 def cpu_threads(config: TrainConfig, dataset: Dataset, *, most: int) -> int:
     """How many threads a step on the CPU uses; `config` as `resolve` gives it.
 
-    One where a batch is so small that threads mostly wait for each other: at 64 images of 8x8 pixels
-    one thread trains as fast as two on an idle machine, and 17 times as fast beside a busy neighbour.
-
     Args:
         config: the batch size is read from it.
         dataset: the image size is read from it.
-        most: what the library was told to use at most, by OMP_NUM_THREADS or `torch.set_num_threads`.
+        most: as in `threads_for`.
     """
-    batch_pixels = int(config.batch_size or 1) * dataset.spec.height * dataset.spec.width
-    return 1 if batch_pixels < LEAST_PIXELS_TO_SHARE else min(most, available_cores().usable)
+    return threads_for(int(config.batch_size or 1) * dataset.spec.height * dataset.spec.width, most=most)
