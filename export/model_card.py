@@ -107,7 +107,7 @@ def _evidence_notes(manifest: Manifest) -> list[str]:
     fp32 = manifest.variant("fp32").parity
     return [
         f"Accuracy was measured on {fp32.accuracy.images:,} validation images, the evidence half, on which no choice",
-        f"was made. Labels of fp32 were compared on all {fp32.images:,}, those of other precisions on the evidence half.",
+        f"was made. Labels of fp32 were compared on all {fp32.images:,}, those of the others on the evidence half.",
         "Intervals are Wilson's.",
     ]
 
