@@ -2,9 +2,9 @@
 
     python benchmarks/precisions.py artifacts/mnist/bundle --rounds 10
 
-Every precision that runs on the CPU is opened through the `Classifier`; in each round each of them takes its turn at each
-batch size, so that what else the machine does falls on all alike. A turn is the median of its runs. Those that are not
-meant for the CPU have no latency here. Prints a Markdown table on stderr and JSON on stdout.
+Every precision that runs on the CPU is opened through the `Classifier`; in each round each of them takes its turn at
+each batch size, so that what else the machine does falls on all alike. A turn is the median of its runs. Those that are
+not meant for the CPU have no latency here. Prints a Markdown table on stderr and JSON on stdout.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ import numpy as np
 
 from shipnet.runtime import Bundle, Classifier
 from shipnet.runtime.machine import hardware
-from shipnet.runtime.manifest import Variant
+from shipnet.runtime.manifest import InputSpec, Variant
 
 BATCHES = (1, 32)
 WARMUP = 5
 
 
-def turn(classifier: Classifier, size: int, seconds: float) -> float:
+def turn(classifier: Classifier, spec: InputSpec, size: int, *, seconds: float) -> float:
     """The median of runs on one batch of seeded noise, in milliseconds."""
-    spec = classifier.spec
     batch = np.random.default_rng(0).integers(
         0, 256, (size, spec.height, spec.width, spec.channels), np.uint8
     )
@@ -104,7 +103,7 @@ def main(bundle: Path, rounds: int, seconds: float) -> None:
             for size in BATCHES:
                 for precision, classifier in engines.items():
                     taken.setdefault(precision, {}).setdefault(size, []).append(
-                        turn(classifier, size, seconds)
+                        turn(classifier, opened.manifest.input, size, seconds=seconds)
                     )
         plans = {precision: msgspec.to_builtins(engine.plan) for precision, engine in engines.items()}
     rows = [
