@@ -78,7 +78,7 @@ def sign(path: str | os.PathLike[str], key: str | os.PathLike[str] | Signer) -> 
             with staged_file(bundle.path) as staged:
                 _write(staged, bundle, _names(bundle) | {SIGNATURE}, signature=signature)
         else:
-            write_file(bundle.path / SIGNATURE, signature, aside=bundle.path.absolute().parent)
+            write_file(bundle.path / SIGNATURE, signature, aside=bundle.path.resolve().parent)
     return Bundle.open(path)
 
 

@@ -178,7 +178,7 @@ def _reason(signature: bytes, error: Exception, *, fingerprint: str, key: Path, 
         detail = str(error).strip().partition("\n")[0]
         return f"its signature cannot be read: {detail or type(error).__name__}: fetch an unchanged copy"
     if hint != fingerprint:
-        return f"is signed by another key (sha256 {ascii(hint)[1:65]}) than {key} (sha256 {fingerprint})"
+        return f"is signed by another key (sha256 {ascii(hint[:64])[1:-1]}) than {key} (sha256 {fingerprint})"
     return f"its signature does not hold for {key}: it was changed after it was made: fetch an unchanged copy"
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from .backends import Backend
-from .bundle import Bundle
+from .bundle import OPTIONAL_FOLDERS, Bundle
 from .errors import DeviceError, UsageError
 from .evidence import Probes, load_probes, logit_scale
 from .manifest import Variant
@@ -153,8 +153,7 @@ def verify(
     findings = _Findings()
     _try_variants(asked, findings, device=device, precision=precision)
     breaches = _pixel_breaches(asked, findings, tolerance=pixel_tolerance)
-    size = f"{len(bundle.manifest.files)} files listed, {bundle.size_bytes:,} bytes, all as sealed"
-    files = Check(name="files", result="ok", detail=size)
+    files = Check(name="files", result="ok", detail=_what_is_here(bundle))
     pixels = _pixels_check(asked, breaches, tolerance=pixel_tolerance)
     return Verification(
         bundle=bundle.manifest.name,
@@ -166,6 +165,21 @@ def verify(
         decoder=findings.plans[0].decoder,
         pixels=breaches,
         engine=tuple(findings.engine),
+    )
+
+
+def _what_is_here(bundle: Bundle) -> str:
+    """How many of the listed files this copy has; that they are as sealed was found when it was opened."""
+    listed = bundle.manifest.files
+    here = [entry for entry in listed if bundle.has(entry.path)]
+    size = sum(entry.size_bytes for entry in here)
+    if len(here) == len(listed):
+        return f"{len(here)} files listed, {size:,} bytes, all as sealed"
+    missing = [folder for folder in OPTIONAL_FOLDERS if any(e.path.startswith(folder) for e in listed)]
+    missing = [folder for folder in missing if not any(e.path.startswith(folder) for e in here)]
+    return (
+        f"{len(here)} of {len(listed)} files listed, {size:,} bytes, as sealed; "
+        f"this copy was made without {' and '.join(missing)}"
     )
 
 
