@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from .calibration import Ranges
 from .rewrite import WEIGHTED, finished, float_tensors, prefix
+from .uint8_input import read_uint8
 
 # Operators with an 8-bit kernel, or that pass 8 bits on as they are.
 _CPU: Final = frozenset(
@@ -25,6 +27,7 @@ _TENSORRT: Final = frozenset({*WEIGHTED, "Add", "MaxPool"})
 _SUMS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
 # What may stand between the last layer and the logits without changing a value.
 _RESHAPES: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+_NEXT_TO_NOTHING: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,14 @@ def quantize(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    nodes = [node for node in quantizable(model, recipe) if node.name not in fp32_nodes]
+    pixel_ranges: Ranges = {}
+    if not recipe.symmetric:
+        copy, pixel_ranges = read_uint8(copy)
+    nodes = [node for node in quantizable(copy, recipe) if node.name not in fp32_nodes]
+    _wake_dead_channels(copy.graph)
     limits = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
-        for name, (low, high) in ranges.items()
+        for name, (low, high) in {**ranges, **pixel_ranges}.items()
     }
     with _quiet():
         quantizer = QDQQuantizer(
@@ -105,6 +112,28 @@ def _extra_options(recipe: Recipe) -> dict[str, Any]:
         options |= {"QuantizeBias": False, "DedicatedQDQPair": True}
         options |= {"OpTypesToExcludeOutputQuantization": list(_SUMS)}
     return options
+
+
+def _wake_dead_channels(graph: onnx.GraphProto) -> None:
+    """Gives a channel whose weights are all zero one that is next to nothing.
+
+    The step of a bias is the step of its channel's weights times that of the activations. Of zeros the quantiser makes
+    steps of 1, so that the bias would be rounded to whole steps of the activations.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[1] not in constants:
+            continue
+        tensor = constants[node.input[1]]
+        weight = numpy_helper.to_array(tensor).copy()
+        by_column = node.op_type == "Gemm" and not any(
+            item.name == "transB" and item.i for item in node.attribute
+        )
+        rows = weight.T if by_column else weight.reshape(len(weight), -1)
+        dead = ~rows.any(axis=1)
+        if dead.any():
+            rows[dead, 0] = _NEXT_TO_NOTHING * (np.abs(rows).max() or 1.0)
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
 
 
 def _float_logits(graph: onnx.GraphProto) -> None:

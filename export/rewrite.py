@@ -100,6 +100,37 @@ def _folded(
     return weight.astype(np.float32), ((bias - mean) * scale + beta).astype(np.float32)
 
 
+def norms_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Turns each batch norm of images that no convolution lies right before into a convolution of one pixel a channel.
+
+    It computes the same. A CPU has 8-bit kernels for a convolution and none for a batch norm, which would make
+    what lies around it go through floats.
+
+    Args:
+        model: the fp32 graph as `prepared` gives it; it stays as it is.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    images = {value.name for value in graph.value_info if len(value.type.tensor_type.shape.dim) == 4}
+    for norm in graph.node:
+        if norm.op_type != "BatchNormalization" or norm.input[0] not in images or len(norm.output) != 1:
+            continue
+        if not {*norm.input[1:]} <= constants.keys():
+            continue
+        channels = constants[norm.input[1]].dims[0]
+        ones = numpy_helper.from_array(np.ones((channels, 1, 1, 1), np.float32))
+        weight, bias = _folded([ones], norm, constants)
+        names = [f"{norm.output[0]}.norm_weight", f"{norm.output[0]}.norm_bias"]
+        for name, value in zip(names, (weight, bias), strict=True):
+            graph.initializer.append(numpy_helper.from_array(value, name))
+        conv = onnx.helper.make_node("Conv", [norm.input[0], *names], norm.output, norm.name, group=channels)
+        norm.CopyFrom(conv)
+    drop_unused(graph)
+    return copy
+
+
 def drop_unused(graph: onnx.GraphProto) -> None:
     """Removes the constants that no node reads."""
     used = {name for node in graph.node for name in node.input}

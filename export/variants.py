@@ -23,7 +23,7 @@ from .fp16 import to_fp16
 from .int8 import Recipe, quantizable, ranged_tensors
 from .onnx_graph import versions
 from .parity_report import FormatReport
-from .rewrite import CannotMakeError, lacking, prepared
+from .rewrite import CannotMakeError, lacking, norms_as_convolutions, prepared
 from .search import Search, Selection, runner, search, select
 from .source import OnProgress, Source
 
@@ -109,6 +109,10 @@ class _Workshop:
         self._calibration: Calibration | None = None
 
     @cached_property
+    def _cpu_model(self) -> onnx.ModelProto:
+        return norms_as_convolutions(self.model)
+
+    @cached_property
     def selection(self) -> Selection:
         """Images to choose on."""
         return select(self.source, self.on_progress)
@@ -127,10 +131,11 @@ class _Workshop:
         tensorrt, reduce_range = precision == "int8-tensorrt", self.config.reduce_range
         recipe = Recipe(symmetric=tensorrt, reduce_range=reduce_range and not tensorrt)
         needs: tuple[Need, ...] = () if tensorrt or reduce_range else ("vnni",)
+        model = self.model if tensorrt else self._cpu_model
         self._refuse(precision, needs)
         calibration = self._calibrate()
         graph, found = search(
-            self.model,
+            model,
             calibration,
             self.selection,
             recipe=recipe,
@@ -167,8 +172,10 @@ class _Workshop:
     def _calibrate(self) -> Calibration:
         """Ranges for every int8 recipe at once."""
         if self._calibration is None:
-            recipes = (Recipe(), Recipe(symmetric=True))
-            tensors = [name for recipe in recipes for name in ranged_tensors(self.model, recipe)]
+            tensors = [
+                *ranged_tensors(self._cpu_model, Recipe()),
+                *ranged_tensors(self.model, Recipe(symmetric=True)),
+            ]
             self._calibration = calibrate(
                 self.model,
                 list(dict.fromkeys(tensors)),
