@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .errors import BundleError
 from .manifest import Manifest, RelativePath, Sha256, decode
+from .storage import shown
 
 FOLDER: Final = "evidence/"
 INDEX: Final = "evidence/probes.json"
@@ -186,24 +187,35 @@ def _arrays(
 ) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file: these names, this dtype, this shape, and nothing else."""
     where, data = bundle.path / path, bundle.read(path)
-    limit = math.prod(shape) * dtype.itemsize + _NPY_HEADER
-    found = {}
+    expected = [f"{name}.npy" for name in names]
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-        if sorted(member.filename for member in members) != sorted(f"{name}.npy" for name in names):
-            stand = ", ".join(member.filename for member in members) or "nothing"
-            raise BundleError(
-                f"{where}: holds {stand}, expected {', '.join(f'{name}.npy' for name in names)}"
-            )
-        if any(member.file_size > limit for member in members):
-            raise BundleError(f"{where}: an array is larger than {dtype} {shape}")
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            for name in names:
-                found[name] = file[name]
+            stand = [member.filename for member in archive.infolist()]
+            if sorted(stand) != sorted(expected):
+                found = ", ".join(map(shown, stand)) or "nothing"
+                raise BundleError(f"{where}: holds {found}, expected {', '.join(expected)}")
+            return {
+                name: _array(archive, f"{name}.npy", dtype, shape, where=f"{where}: {name}") for name in names
+            }
     except _DAMAGED as error:
         raise BundleError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
-    for name, array in found.items():
-        if array.dtype != dtype or array.shape != shape:
-            raise BundleError(f"{where}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
-    return found
+
+
+def _array(
+    archive: zipfile.ZipFile, member: str, dtype: np.dtype[Any], shape: tuple[int, ...], *, where: str
+) -> NDArray[Any]:
+    """One array; no more is unpacked than it may hold, and nothing is believed of its header that is not expected."""
+    size = math.prod(shape) * dtype.itemsize
+    with archive.open(member) as file:
+        start = io.BytesIO(file.read(_NPY_HEADER + size))
+        if len(start.getbuffer()) == _NPY_HEADER + size and file.read(1):
+            raise BundleError(f"{where}: is larger than {dtype} {shape}")
+    if np.lib.format.read_magic(start) != (1, 0):
+        raise ValueError(f"{member} is of another version than 1.0")
+    found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(start)
+    if found_dtype != dtype or found_shape != shape:
+        raise BundleError(f"{where} is {found_dtype} {found_shape}, expected {dtype} {shape}")
+    values = start.read()
+    if len(values) != size:
+        raise BundleError(f"{where}: holds {len(values):,} bytes, expected {size:,}")
+    return np.frombuffer(bytearray(values), dtype).reshape(shape, order="F" if fortran else "C")
