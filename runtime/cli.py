@@ -141,6 +141,9 @@ def classify(
 @click.argument("folder", type=click.Path(path_type=Path))
 @engine_options
 @_batch_option
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page with pictures here."
+)
 @_json_option
 @click.pass_context
 def evaluate(
@@ -151,12 +154,19 @@ def evaluate(
     precision: str,
     threads: int | None,
     batch_size: int,
+    html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure accuracy on a folder with a sub-folder per class."""
+    """Measure accuracy on a folder with a sub-folder per class.
+
+    Counts right and wrong for each class, which classes are taken for which, whether scores can be believed, and the
+    mistakes the network was surest of; --html draws it all, the mistakes as images.
+    """
     from . import render
     from .classifier import Classifier
     from .evaluate import evaluate as run
+    from .evaluate_page import evaluate_page
+    from .staging import write_file
 
     with Classifier.load(
         bundle, device=device, precision=precision, threads=threads, batch_size=batch_size
@@ -166,6 +176,8 @@ def evaluate(
             evaluation = run(
                 classifier, folder, on_progress=lambda done, total: on_progress("evaluate", done, total)
             )
+        if html is not None:
+            write_file(html, evaluate_page(evaluation, classifier.bundle.manifest.preprocess).encode())
     render.print_json(evaluation) if as_json else render.evaluation(evaluation)
     if evaluation.unreadable:
         ctx.exit(EXIT_SOME_UNANSWERED)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -11,20 +9,17 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .diff import Change, Correctness, Diff, Difference, Verdict
 from .errors import ImageError
-from .manifest import Accuracy
 from .page import card, cards, page, section, table, tiles, warning
 from .pairs import Decision
-from .plan import ExecutionPlan
 from .preprocess import PreprocessSpec, load_image, preprocess
-from .thumbnails import data_uri
+from .quality import accuracy_tile, plan_facts
+from .thumbnails import data_uri, openable, reduced
 
 _PICTURES: Final = 48  # of each kind of difference
 _ROWS: Final = 40  # of a table
-_LONGEST: Final = 320  # pixels of a picture: twice what is shown, so that the next reduction is a good one
 _KINDS: Final[dict[Verdict | None, tuple[str, str]]] = {
     "lost": ("Lost", "Only a is right."),
     "gained": ("Gained", "Only b is right."),
@@ -89,19 +84,14 @@ def _figures_of_merit(found: Diff) -> Iterator[tuple[str, str, str]]:
 
 
 def _correctness(found: Correctness) -> Iterator[tuple[str, str, str]]:
-    yield _accuracy("Accuracy of a", found.a)
-    yield _accuracy("Accuracy of b", found.b)
+    yield accuracy_tile("Accuracy of a", found.a)
+    yield accuracy_tile("Accuracy of b", found.b)
     drop = found.drop
     yield (
         "b against a",
         f"{-drop.value:+.2%}",
         f"{-drop.high:+.2%} to {-drop.low:+.2%} (95\u00a0%); {found.lost:,} lost, {found.gained:,} gained",
     )
-
-
-def _accuracy(name: str, found: Accuracy) -> tuple[str, str, str]:
-    detail = f"{found.low:.2%} to {found.high:.2%} (95\u00a0%), {found.correct:,} of {found.images:,}"
-    return name, f"{found.accuracy:.2%}", detail
 
 
 def _unread_words(found: Diff) -> str:
@@ -149,8 +139,8 @@ def _figures(items: list[Difference], specs: tuple[PreprocessSpec, ...]) -> tupl
     for item in items:
         caption, name = _caption(item), Path(item.path).name
         try:
-            source = _openable(item.path)
-            picture = _picture(load_image(source, specs[0]))
+            source = openable(item.path)
+            picture = reduced(load_image(source, specs[0]))
             views = [preprocess(source, spec) for spec in specs] if len(specs) > 1 else []
         except ImageError:  # moved or changed since it was compared
             picture, views = np.zeros((1, 1, 1), np.uint8), []
@@ -159,21 +149,6 @@ def _figures(items: list[Difference], specs: tuple[PreprocessSpec, ...]) -> tupl
         detail = escape(name) + _views(views)
         figures.append(card(picture, caption, detail, title=item.path))
     return figures, longest
-
-
-def _openable(path: str) -> str:
-    r"""The file of a printed name, in which bytes that are not UTF-8 stand as `\xNN`."""
-    if os.path.lexists(path):
-        return path
-    return os.fsdecode(
-        re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
-    )
-
-
-def _picture(image: Image.Image) -> NDArray[np.uint8]:
-    image.thumbnail((_LONGEST, _LONGEST))
-    pixels = np.asarray(image)
-    return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
 
 
 def _caption(item: Difference) -> str:
@@ -211,23 +186,8 @@ def _unreadable(found: Diff) -> str:
 
 def _sides(found: Diff) -> str:
     """What ran on each side, a row each; what differs is bold."""
-
-    def facts(plan: ExecutionPlan) -> dict[str, str]:
-        return {
-            "bundle": plan.bundle,
-            "identity": plan.identity[:16],
-            "precision": plan.precision,
-            "device": f"{plan.device}: {plan.device_reason}",
-            "provider": plan.provider,
-            "threads": str(plan.intra_op_threads),
-            "temperature": f"{plan.temperature:.4g}",
-            "batch size": str(plan.batch_size),
-            "decoder": plan.decoder,
-            "versions": ", ".join(f"{name} {version}" for name, version in plan.versions.items()),
-        }
-
     rows = []
-    for (name, a), b in zip(facts(found.plan_a).items(), facts(found.plan_b).values(), strict=True):
+    for (name, a), b in zip(plan_facts(found.plan_a).items(), plan_facts(found.plan_b).values(), strict=True):
         cells = (escape(a), escape(b)) if a == b else (f"<b>{escape(a)}</b>", f"<b>{escape(b)}</b>")
         rows.append((f'<span style="white-space:nowrap">{name}</span>', *cells))
     return table(("", "a", "b"), rows)

@@ -11,11 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shipnet.runtime.confusion import most_confused
-from shipnet.runtime.manifest import Accuracy
+from shipnet.runtime.charts import line_chart
 from shipnet.runtime.page import card, cards, page, section, table, tiles, warning
+from shipnet.runtime.quality import accuracy_tile, classes_part, confusion_part, reliability_part
 
-from .charts import confusion_chart, line_chart, reliability_chart
 from .evaluation import RunEvaluation, TopLoss
 from .examples import Examples, draw_examples
 from .images import Dataset, pixels
@@ -23,7 +22,6 @@ from .run import RunRecord
 
 REPORT: Final = "report.html"
 _EXAMPLES = 24
-_PAIRS = 10
 _NAMED = 5  # damaged files
 
 
@@ -57,8 +55,8 @@ def report_html(record: RunRecord, worst: NDArray[np.uint8], augmented: Examples
         _tiles(record),
         _warnings(record),
         section("Training", _curves(record), note=_training_note(record)),
-        section("Confusion", _confusion(found), note=_measured_on(record)),
-        section("Classes", _classes(found)),
+        section("Confusion", confusion_part(found.classes, found.confusion), note=_measured_on(record)),
+        section("Classes", classes_part(found.classes)),
         section("Highest losses", _top_losses(found.top_losses, worst), note=_LOSS_NOTE),
         section("Can the scores be believed?", _reliability(found), note=_temperature_note(found)),
         section("What the network was trained on", _gallery(augmented), note="Augmented training images."),
@@ -76,9 +74,9 @@ _LOSS_NOTE: Final = (
 
 def _tiles(record: RunRecord) -> str:
     found = record.evaluation
-    shown = [_accuracy_tile("Validation accuracy", found.accuracy)]
+    shown = [accuracy_tile("Validation accuracy", found.accuracy)]
     if found.test is not None:
-        shown.append(_accuracy_tile("Test accuracy", found.test))
+        shown.append(accuracy_tile("Test accuracy", found.test))
     shown += [
         ("Calibration error", f"{found.calibrated.ece:.4f}", _ece_detail(found)),
         ("Images", f"{record.train_images:,}", f"for training, {record.valid_images:,} for validation"),
@@ -87,14 +85,6 @@ def _tiles(record: RunRecord) -> str:
         ("Time", _duration(record.wall_s), escape(record.device)),
     ]
     return tiles(shown)
-
-
-def _accuracy_tile(name: str, found: Accuracy) -> tuple[str, str, str]:
-    return (
-        name,
-        f"{found.accuracy:.2%}",
-        f"{found.low:.2%} to {found.high:.2%} (95\u00a0%), {found.correct:,} of {found.images:,}",
-    )
 
 
 def _size(record: RunRecord) -> str:
@@ -129,15 +119,19 @@ def _training_note(record: RunRecord) -> str:
 
 def _curves(record: RunRecord) -> str:
     history = record.history
+    trained = "training, augmented" + (", labels smoothed" if record.config.label_smoothing else "")
     loss = line_chart(
         {
-            "training, augmented": [epoch.train_loss for epoch in history],
+            trained: [epoch.train_loss for epoch in history],
             "validation": [epoch.valid_loss for epoch in history],
         },
         ylabel="Cross-entropy",
     )
     accuracy = line_chart(
         {"validation": [epoch.accuracy for epoch in history]}, ylabel="Accuracy", percent=True
+    )
+    rate = line_chart(
+        {"last of the epoch": [epoch.learning_rate for epoch in history]}, ylabel="Learning rate"
     )
     rows = (
         (
@@ -153,7 +147,7 @@ def _curves(record: RunRecord) -> str:
     head = ("epoch", "training loss", "validation loss", "accuracy", "last rate", "seconds")
     numbers = table(head, rows, numbers_from=0)
     return (
-        f'<div class="pair"><div>{loss}</div><div>{accuracy}</div></div>'
+        f'<div class="pair narrow"><div>{loss}</div><div>{accuracy}</div><div>{rate}</div></div>'
         f'<details><summary>{_epochs(len(history))} in numbers</summary><div class="scroll">{numbers}</div></details>'
     )
 
@@ -162,37 +156,6 @@ def _measured_on(record: RunRecord) -> str:
     return (
         f"On {record.evaluation.accuracy.images:,} validation images; shade is the share of the true class."
     )
-
-
-def _confusion(found: RunEvaluation) -> str:
-    chart = f'<div class="scroll">{confusion_chart(found.classes, found.confusion)}</div>'
-    pairs = most_confused(found.confusion, _PAIRS)
-    if not pairs:
-        return f"{chart}<p>No image was given another class than its own.</p>"
-    rows = ((escape(pair.truth), escape(pair.label), f"{pair.images:,}") for pair in pairs)
-    rows_of_pairs = table(("is", "was called", "images"), rows, numbers_from=2)
-    return f'<div class="wide-pair">{chart}<div><h3>Most confused</h3>{rows_of_pairs}</div></div>'
-
-
-def _classes(found: RunEvaluation) -> str:
-    rows = (
-        (
-            escape(result.label),
-            f"{result.images:,}",
-            f"{result.correct:,}",
-            _share(result.precision),
-            _share(result.recall),
-        )
-        for result in found.classes
-    )
-    head = ("class", "images", "right", "precision", "recall")
-    return f'<div class="scroll tall">{table(head, rows, numbers_from=1)}</div>'
-
-
-def _share(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f'<span class="bar" style="--share:{value:.3f}">{value:.2%}</span>'
 
 
 def _top_losses(items: Sequence[TopLoss], pictures: NDArray[np.uint8]) -> str:
@@ -230,15 +193,7 @@ def _reliability(found: RunEvaluation) -> str:
     panels = [("As they are" if found.temperature == 1.0 else "Without the temperature", found.uncalibrated)]
     if found.temperature != 1.0:
         panels.append((f"With the temperature {found.temperature:.4g}", found.calibrated))
-    drawn = (
-        f"<div><h3>{name}: error {part.ece:.4f}</h3>{reliability_chart(part)}</div>" for name, part in panels
-    )
-    legend = (
-        '<div class="legend"><span><i style="background:var(--blue)"></i>accuracy</span>'
-        '<span><i style="background:var(--orange)"></i>mean score</span>'
-        '<span><i style="background:var(--muted)"></i>images</span></div>'
-    )
-    return f'{legend}<div class="pair narrow">{"".join(drawn)}</div>'
+    return reliability_part(panels)
 
 
 def _provenance(record: RunRecord) -> str:

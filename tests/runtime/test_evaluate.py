@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from shipnet.cli import main
 from shipnet.runtime import Classifier
 from shipnet.runtime.calibration import calibration
 from shipnet.runtime.errors import DataError, UsageError
 from shipnet.runtime.evaluate import Evaluation, evaluate
+from shipnet.runtime.evaluate_page import evaluate_page
 from shipnet.runtime.manifest import decode, encode
 
 
@@ -120,3 +124,37 @@ def test_what_cannot_be_evaluated(classifier: Classifier, tmp_path: Path) -> Non
     (tmp_path / "7" / "text.png").write_text("no image")
     with pytest.raises(DataError, match=r"none of its 1 files can be read, the first is no image"):
         evaluate(classifier, tmp_path)
+
+
+def test_the_page_shows_all_of_it_and_loads_nothing(
+    classifier: Classifier, folder: Path, digit_files: Path
+) -> None:
+    (folder / "4" / "broken.png").write_bytes(b"no image")
+    found = evaluate(classifier, folder)
+    assert found.worst, "two images of 3 lie among those of 1"
+    text = evaluate_page(found, classifier.bundle.manifest.preprocess)
+    for part in ("Confusion", "Classes", "Surest mistakes", "Can the scores be believed?", "What ran"):
+        assert f"<h2>{part}</h2>" in text
+    assert f"{found.accuracy.accuracy:.2%}" in text
+    assert f"{found.calibration.ece:.4f}" in text
+    assert text.count("<img ") == len(found.worst)
+    assert "planted-" in text
+    assert "broken.png" in text
+    assert "There are no images of: 5, 6, 7, 8, 9." in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+
+
+def test_a_page_of_images_that_are_gone(classifier: Classifier, folder: Path) -> None:
+    found = evaluate(classifier, folder)
+    shutil.rmtree(folder)
+    text = evaluate_page(found, classifier.bundle.manifest.preprocess)
+    assert text.count("(gone)") == len(found.worst) > 0
+
+
+def test_the_command_writes_the_page(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "evaluation.html"
+    done = CliRunner().invoke(
+        main, ["evaluate", str(digits_bundle), str(folder), "--device", "cpu", "--html", str(page)]
+    )
+    assert done.exit_code == 0, done.output
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")

@@ -92,7 +92,9 @@ def test_every_part_is_there(page: str, run: Run) -> None:
     ):
         assert words in text
     assert page.count("<img") == 16 + 24
-    assert page.count("<svg") == 2 + 1 + 2
+    assert page.count("<svg") == 3 + 1 + 2
+    assert "<b>Learning rate</b>" in page
+    assert "<h3>In numbers</h3>" in page
 
 
 def test_it_loads_nothing_and_names_no_local_path(page: str, run: Run) -> None:

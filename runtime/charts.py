@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
-from shipnet.runtime.calibration import Calibration
-from shipnet.runtime.confusion import ClassResult, Confusion
+from .calibration import Calibration
+from .confusion import ClassResult, Confusion
 
 _WIDTH, _HEIGHT = 560, 300  # of a chart, in units of its view box
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shipnet.runtime.calibration import calibration
+from shipnet.runtime.charts import confusion_chart, line_chart, nice_ticks, reliability_chart
 from shipnet.runtime.confusion import class_results, confusions
-from shipnet.train.charts import confusion_chart, line_chart, nice_ticks, reliability_chart
 
 
 def svg(markup: str) -> ElementTree.Element:
