@@ -63,6 +63,29 @@ def test_one_changed_byte_in_any_file_is_found(digits_bundle: Path, tmp_path: Pa
             Bundle.open(copy)
 
 
+def test_each_file_that_was_removed_is_named(bundle_copy: Path) -> None:
+    for path in [path for path in bundle_copy.rglob("*") if path.is_file()]:
+        relative = path.relative_to(bundle_copy).as_posix()
+        aside = path.rename(bundle_copy.parent / "aside")
+        with pytest.raises(BundleError, match=re.escape(relative)):
+            Bundle.open(bundle_copy)
+        aside.rename(path)
+    assert Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("folder", [".", "model", "interop", "evidence", "evidence/probes", "new", ".git"])
+def test_each_file_that_was_added_is_named(bundle_copy: Path, folder: str) -> None:
+    (bundle_copy / folder).mkdir(exist_ok=True)
+    for name in (".gitignore", "Thumbs.db", "manifest.json.bak"):
+        path = bundle_copy / folder / name
+        path.write_text("")
+        with pytest.raises(
+            BundleError, match=f"extra file {re.escape(path.relative_to(bundle_copy).as_posix())}"
+        ):
+            Bundle.open(bundle_copy)
+        path.unlink()
+
+
 def test_everything_wrong_is_named_at_once(bundle_copy: Path) -> None:
     (bundle_copy / "README.md").unlink()
     (bundle_copy / ".gitignore").write_text("*")
