@@ -98,8 +98,11 @@ def source_of(network: Network, config: ForeignConfig, *, name: str, told: Told)
         UsageError: no such folder.
     """
     found = _list_images(config.val, config, told)
-    valid, damaged = _leave_out_damaged(found.images, network.spec, strict=config.strict, told=told)
-    data = _data_name(Path(config.val))
+    root = Path(config.val)
+    valid, damaged = _leave_out_damaged(
+        found.images, network.spec, folder=root, strict=config.strict, told=told
+    )
+    data = _data_name(root)
     selection, evidence = halves(valid, HALVES_SEED, name=data)
     logits = _run(network.reference, valid, network.spec, indices=selection, told=told)
     _doubt(network, config, logits=logits, truths=valid.labels[selection], note=told.note)
@@ -115,7 +118,9 @@ def source_of(network: Network, config: ForeignConfig, *, name: str, told: Told)
         valid=valid,
         selection=selection,
         evidence=evidence,
-        calibration=_calibration(config, network.spec, told=told, valid=found) or valid.subset(selection),
+        calibration=_calibration(
+            config, network.spec, told=told, valid=found, selection=valid.subset(selection)
+        ),
         reference=network.reference,
         network=network.network,
         to_onnx=network.to_onnx,
@@ -153,7 +158,7 @@ def _list_images(folder: str | os.PathLike[str], config: ForeignConfig, told: To
         advice = f": name {part}" if part else ": name the part of it that validates"
         raise DataError(f"{root}: holds {inner[0].name}/, not classes{advice}")
     told.progress("images", 0, 1)
-    found = load_labelled(root, config.labels, owner="the labels", strict=config.strict)
+    found = load_labelled(root, config.labels, owner="the list of labels", strict=config.strict)
     told.progress("images", 1, 1)
     for warning in found.warnings:
         told.note(f"{_data_name(root)}: {warning}")
@@ -161,9 +166,9 @@ def _list_images(folder: str | os.PathLike[str], config: ForeignConfig, told: To
 
 
 def _leave_out_damaged(
-    images: ImageSet, spec: PreprocessSpec, *, strict: bool, told: Told
+    images: ImageSet, spec: PreprocessSpec, *, folder: Path, strict: bool, told: Told
 ) -> tuple[ImageSet, int]:
-    """Decodes every image once: a header may be whole where the pixels are not."""
+    """The images that can be decoded, and how many cannot: a header may be whole where the pixels are not."""
 
     def try_out(index: int) -> ImageError | None:
         try:
@@ -184,7 +189,7 @@ def _leave_out_damaged(
             told.note(f"left out: {error}")
             kept[index] = False
     if not kept.any():
-        raise DataError(f"none of {len(images)} images can be read")
+        raise DataError(f"{folder}: none of {len(images)} images can be read: replace them")
     return images.subset(np.flatnonzero(kept)), int((~kept).sum())
 
 
@@ -221,24 +226,21 @@ def _doubt(network: Network, config: ForeignConfig, *, logits: Logits, truths: I
 
 
 def _calibration(
-    config: ForeignConfig, spec: PreprocessSpec, *, told: Told, valid: LabelledImages
-) -> ImageSet | None:
-    """The images of the folder that was given for it, without those that also validate."""
+    config: ForeignConfig, spec: PreprocessSpec, *, told: Told, valid: LabelledImages, selection: ImageSet
+) -> ImageSet:
+    """The images of the folder that was given for it, without those that also validate; else those that may select."""
     if config.calibration is None:
-        return None
-    found = _list_images(config.calibration, config, told)
+        return selection
+    folder = Path(config.calibration)
+    found = _list_images(folder, config, told)
     measured = {header.digest for header in valid.headers.values()}
     fresh = [found.headers[name].digest not in measured for name in found.images.names]
     if not all(fresh):
-        told.note(
-            f"{_data_name(Path(config.calibration))}: {fresh.count(False)} image(s) also validate: left out"
-        )
+        told.note(f"{_data_name(folder)}: {fresh.count(False)} image(s) also validate: left out")
     if not any(fresh):
-        raise DataError(
-            f"{config.calibration}: every image also validates: give others, or leave --calibration out"
-        )
+        raise DataError(f"{folder}: every image also validates: give others, or leave --calibration out")
     images = found.images.subset(np.flatnonzero(fresh))
-    return _leave_out_damaged(images, spec, strict=config.strict, told=told)[0]
+    return _leave_out_damaged(images, spec, folder=folder, strict=config.strict, told=told)[0]
 
 
 def _data_name(root: Path) -> str:

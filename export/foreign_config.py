@@ -59,6 +59,9 @@ class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     accept_accuracy: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("labels", "mean", "std"):
+            if not isinstance(value := getattr(self, field), tuple | None):
+                raise UsageError(f"{field} is {value!r}; expected a tuple")
         check_labels(self.labels, where="labels")
         if self.arch is not None:
             check_name("arch", self.arch, ARCHITECTURES)

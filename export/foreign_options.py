@@ -54,18 +54,8 @@ _ASKS = ("weights", "onnx")
 _FILES = ("labels", "val")
 _CHANNELS: dict[str, Literal[1, 3]] = {"1": 1, "3": 3}
 _NAMES = (
-    *(
-        *_ASKS,
-        *_FILES,
-        "arch",
-        "calibration",
-        "strict_data",
-        "image_size",
-        "resize",
-        "resize_size",
-        "interpolation",
-    ),
-    *("mean", "std", "channels", "layout", "accept_accuracy"),
+    *(*_ASKS, *_FILES, "arch", "calibration", "strict_data", "accept_accuracy"),
+    *("image_size", "resize", "resize_size", "interpolation", "mean", "std", "channels", "layout"),
 )
 
 
@@ -92,7 +82,7 @@ def _foreign(own: dict[str, Any], *, run: Path | None) -> Foreign | None:
     if len(chosen) != 1:
         found = f"found {' and '.join(chosen)}" if chosen else "found none"
         raise UsageError(
-            f"expected one of RUN, --weights and --onnx, {found}: say which network is to be exported"
+            f"expected one of RUN, --weights and --onnx, {found}: give the network that is to be exported"
         )
     if run is not None:
         given = [_option(name) for name, value in own.items() if value not in (None, False)]
@@ -105,7 +95,7 @@ def _foreign(own: dict[str, Any], *, run: Path | None) -> Foreign | None:
     if own["weights"] is not None and own["arch"] is None:
         missing.insert(0, "--arch")
     if missing:
-        raise UsageError(f"{chosen[0]} needs {' and '.join(missing)}")
+        raise UsageError(f"{chosen[0]} needs {', '.join(missing)}, too")
     for name in ("mean", "std"):
         own[name] = _numbers(name, own[name])
     fields = {name: own[name] for name in _NAMES if name not in (*_ASKS, "labels", "strict_data", "channels")}

@@ -12,6 +12,9 @@ from shipnet.runtime.manifest import Normalization
 from .foreign_config import ForeignConfig
 
 Values = tuple[float, ...]
+SMALL_SIDE: Final = (
+    64  # below it a network's images are no photographs, and ImageNet's convention is not meant
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Input:
         channels: 1 or 3.
         size: (height, width) in pixels; None: it takes any.
         normalized: whether it wants normalised pixels; False: it takes them as they are.
-        photographs: whether ImageNet's convention is meant; False for nets of small images.
+        photographs: whether ImageNet's convention is meant; False for networks of small images.
     """
 
     channels: int
@@ -146,7 +149,7 @@ def _normalization(config: ForeignConfig, network: Input, preset: Preset) -> tup
     elif network.channels == 3 and network.photographs:
         mean, std, origin = preset.mean, preset.std, preset.origin
     else:
-        what = "grey images" if network.channels == 1 else "nets of small images"
+        what = "grey images" if network.channels == 1 else "networks of small images"
         raise UsageError(
             f"mean and std: there is no convention for {what}: give --mean and --std as they were trained with"
         )

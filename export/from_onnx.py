@@ -22,11 +22,13 @@ from .foreign import Network, OnNote, Told, default_out, source_of
 from .foreign_config import ForeignConfig
 from .foreign_preprocess import choose_preprocess
 from .onnx_adopt import Ending, adopt, ending, with_logits
-from .onnx_reader import ForeignGraph, OnnxError, read_graph
+from .onnx_file import OnnxError
+from .onnx_reader import ForeignGraph, read_graph
 from .parity import Images, Logits
 from .source import OnProgress, Source
 
 _TRIED: Final = (1, 2, 3)  # batch sizes
+_SAME: Final = 1e-3  # of the largest logit: rounding stays far below
 _ERRORS_ONLY: Final = 3
 _TINY: Final = float(np.finfo(np.float32).tiny)
 
@@ -146,26 +148,31 @@ class _Given:
         """Runs a few drawn images at several batch sizes.
 
         Raises:
-            OnnxError: the graph cannot take them, gives no logits of that many classes, or not the same twice.
+            OnnxError: the graph cannot take them, gives no logits of that many classes, or an image other logits
+                the second time or beside others.
         """
         shape = (max(_TRIED), spec.height, spec.width, spec.channels)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         name = self._found.path.name
+        rows = []
         for size in _TRIED:
             logits = self._run(images[:size])[-1]
             if logits.ndim != 2 or len(logits) != size:
                 raise OnnxError(
-                    f"{name}: {size} images of {spec.height} x {spec.width} give an output of shape {logits.shape}, "
+                    f"{name}: {size} image(s) of {spec.height} x {spec.width} give an output of shape {logits.shape}, "
                     f"expected ({size}, {classes}): export it with one row of logits for each image"
                 )
-            if logits.shape[1] != classes:
-                raise OnnxError(
-                    f"{name}: has {logits.shape[1]} outputs, but there are {classes} labels: give a label for each of "
-                    f"the {logits.shape[1]} outputs, in their order"
-                )
-        if not np.array_equal(self._run(images)[-1], self._run(images)[-1], equal_nan=True):
+            _refuse_other_classes(logits.shape[1], classes, name)
+            rows.append(logits[0])
+        again = self._run(images)[-1]
+        if not np.array_equal(logits, again, equal_nan=True):
             raise OnnxError(
                 f"{name}: gives the same images other logits the second time: export it for inference"
+            )
+        if max(np.abs(row - rows[0]).max() for row in rows) > _SAME * np.abs(rows[0]).max():
+            raise OnnxError(
+                f"{name}: gives an image other logits alone than beside others: export it for inference, such as after "
+                "model.eval()"
             )
         _refuse_probabilities(logits, name)
 
@@ -188,6 +195,19 @@ class _Given:
             mean, std = (np.array(values) for values in (self._normalization.mean, self._normalization.std))
             pixels = ((images / 255.0 - mean) / std).astype(np.float32)
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if self._found.layout == "NCHW" else pixels)
+
+
+def _refuse_other_classes(outputs: int, classes: int, name: str) -> None:
+    if outputs == 1:
+        raise OnnxError(
+            f"{name}: gives one number for each image, expected logits of {classes} classes: a network that tells two "
+            "classes apart needs two outputs, too"
+        )
+    if outputs != classes:
+        raise OnnxError(
+            f"{name}: has {outputs} outputs, but there are {classes} labels: give a label for each of the {outputs} "
+            "outputs, in their order"
+        )
 
 
 def _refuse_probabilities(outputs: Logits, name: str) -> None:

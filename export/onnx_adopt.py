@@ -13,8 +13,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from shipnet.runtime import PreprocessSpec
 from shipnet.runtime.manifest import Normalization
 
-from .onnx_graph import INPUT, OUTPUT, check_rules, strip
-from .onnx_reader import NEWEST_IR, ForeignGraph, OnnxError, nodes_of, subgraphs
+from .onnx_file import OnnxError, nodes_of, subgraphs
+from .onnx_graph import INPUT, MAX_IR, OUTPUT, check_rules, strip
+from .onnx_reader import ForeignGraph
 
 _OLDEST_IR: Final = 4  # initialisers need not be inputs since then
 _TO_NCHW: Final = (0, 3, 1, 2)
@@ -23,9 +24,10 @@ _FLOATS: Final = f"{INPUT}.float"
 _NCHW: Final = f"{INPUT}.nchw"
 _CENTRED: Final = f"{INPUT}.centred"
 _NORMALIZED: Final = f"{INPUT}.normalized"
+_NHWC: Final = f"{INPUT}.nhwc"
 _MEAN: Final = "pixel_mean"
 _STD: Final = "pixel_std"
-_RESERVED: Final = (INPUT, OUTPUT, _FLOATS, _NCHW, _CENTRED, _NORMALIZED, _MEAN, _STD)
+_RESERVED: Final = (INPUT, OUTPUT, _FLOATS, _NCHW, _CENTRED, _NORMALIZED, _NHWC, _MEAN, _STD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,14 @@ def ending(found: ForeignGraph) -> Ending:
 
 
 def with_logits(found: ForeignGraph, end: Ending) -> bytes:
-    """The model as it was given, with its logits as a second output where something stands behind them."""
+    """The model as it was given; where something stands behind its logits, with them as a second output.
+
+    Then its local functions are inlined, as the logits may be a value inside one.
+    """
     if end.dropped is None:
         return found.as_given
-    model = onnx.load_model_from_string(found.as_given)
+    model = ModelProto()
+    model.CopyFrom(found.model)
     model.graph.output.append(helper.make_tensor_value_info(end.logits, TensorProto.FLOAT, None))
     return bytes(model.SerializeToString())
 
@@ -88,9 +94,9 @@ def adopt(
 ) -> bytes:
     """Gives a graph the bundle's input and output, and takes out what it need not tell.
 
-    Float graphs get the prefix of shipnet's own networks: Cast, Transpose, Sub, Div; behind it a transpose back where
-    they take NHWC, unless they begin with the opposite one. Graphs that take uint8 stay as they are where a cast is
-    their input's only consumer.
+    Graphs get the prefix of shipnet's own networks: Cast, Transpose, and for those that take floats Sub and Div.
+    Behind it, what leads back to NHWC and to uint8 where a graph takes them, unless it begins with the opposite.
+    Graphs that take uint8 NHWC stay as they are where a cast is their input's only consumer.
 
     Args:
         found: the graph.
@@ -110,11 +116,12 @@ def adopt(
     model = ModelProto()
     model.CopyFrom(found.model)
     graph = model.graph
-    renamed = {name: f"{name}.given" for name in _RESERVED}
+    renamed = _out_of_the_way(graph)
     source, logits = renamed.get(found.input, found.input), renamed.get(end.logits, end.logits)
     _rename(graph, renamed)
     _set_outputs(graph, logits, classes)
-    own_prefix = not (found.uint8 and found.layout == "NHWC" and _casts(graph, source) is not None)
+    first = _users(graph, source)
+    own_prefix = not (found.uint8 and found.layout == "NHWC" and len(first) == 1 and _casts(first[0]))
     if own_prefix:
         _put_in_front(graph, source, found, normalization)
     else:
@@ -137,7 +144,7 @@ def adopt(
 def _put_in_front(
     graph: GraphProto, source: str, found: ForeignGraph, normalization: Normalization | None
 ) -> None:
-    """Puts the prefix in front of the value that was the graph's input."""
+    """Puts the prefix in front of the value that was the graph's input, and what leads back to what that takes."""
     nodes = [
         helper.make_node("Cast", [INPUT], [_FLOATS], name="cast", to=TensorProto.FLOAT),
         helper.make_node("Transpose", [_FLOATS], [_NCHW], name="to_nchw", perm=_TO_NCHW),
@@ -151,57 +158,72 @@ def _put_in_front(
             numpy_helper.from_array(_in_pixels(values), name)
             for name, values in ((_MEAN, normalization.mean), (_STD, normalization.std))
         )
-    ready, cast = nodes[-1].output[0], _casts(graph, source)
-    if found.uint8 and cast is not None and found.layout == "NCHW":  # it casts itself
-        graph.node.remove(cast)
-        nodes[-1].output[0] = cast.output[0]
-    elif found.uint8:
-        nodes += _as_bytes(source, ready, nhwc=found.layout == "NHWC")
-    elif found.layout == "NHWC":
-        if not _skip_transposes(graph, source, ready):
-            nodes.append(helper.make_node("Transpose", [ready], [source], name="to_nhwc", perm=_TO_NHWC))
-    else:
-        nodes[-1].output[0] = source
+    source, uint8, nhwc = _take_off(graph, source, found)
+    if nhwc:
+        ready = nodes[-1].output[0]
+        nodes.append(helper.make_node("Transpose", [ready], [_NHWC], name="to_nhwc", perm=_TO_NHWC))
+    if uint8:  # there and back without loss
+        ready = nodes[-1].output[0]
+        nodes.append(helper.make_node("Cast", [ready], [source], name="to_uint8", to=TensorProto.UINT8))
+    nodes[-1].output[0] = source
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *rest])
 
 
-def _as_bytes(source: str, ready: str, *, nhwc: bool) -> list[NodeProto]:
-    """From float NCHW back to what a graph takes that does not begin with a cast; both ways without loss."""
-    nodes = []
-    if nhwc:
-        nodes.append(helper.make_node("Transpose", [ready], [f"{ready}.nhwc"], name="to_nhwc", perm=_TO_NHWC))
-        ready = f"{ready}.nhwc"
-    return [*nodes, helper.make_node("Cast", [ready], [source], name="to_uint8", to=TensorProto.UINT8)]
+def _take_off(graph: GraphProto, source: str, found: ForeignGraph) -> tuple[str, bool, bool]:
+    """Takes what the prefix does anyway off the graph's beginning: its own casts and transposes.
+
+    Returns:
+        The value that the graph begins with now, whether it is uint8, and whether it is NHWC.
+    """
+    uint8, nhwc = found.uint8, found.layout == "NHWC"
+    while users := _users(graph, source):
+        if uint8 and all(_casts(node) for node in users):
+            uint8 = False
+        elif nhwc and all(_transposes(node) for node in users):
+            nhwc = False
+        else:
+            break
+        source = users[0].output[0]
+        for node in users:
+            graph.node.remove(node)
+            _rename(graph, {node.output[0]: source})
+    return source, uint8, nhwc
 
 
-def _casts(graph: GraphProto, source: str) -> NodeProto | None:
-    """The cast to float32 that is a value's only consumer; None where it is not so."""
-    users = [node for node in nodes_of(graph.node) if source in node.input]
-    if len(users) != 1 or users[0] not in graph.node or users[0].op_type != "Cast":
-        return None
-    to = next(attribute.i for attribute in users[0].attribute if attribute.name == "to")
-    return users[0] if to == TensorProto.FLOAT else None
+def _users(graph: GraphProto, name: str) -> list[NodeProto]:
+    """The nodes that take a value; none where one of them stands in an inner graph or gives the logits."""
+    users = [node for node in nodes_of(graph.node) if name in node.input]
+    inner = any(node not in graph.node or OUTPUT in node.output for node in users)
+    return [] if inner else users
 
 
-def _skip_transposes(graph: GraphProto, source: str, ready: str) -> bool:
-    """Lets a graph begin behind its own transposes to NCHW; False where it does not begin with them alone."""
-    users = [node for node in nodes_of(graph.node) if source in node.input]
-    outputs = {value.name for value in graph.output}
-    for node in users:
-        perm = next((tuple(item.ints) for item in node.attribute if item.name == "perm"), ())
-        if (
-            node.op_type != "Transpose"
-            or perm != _TO_NCHW
-            or node not in graph.node
-            or node.output[0] in outputs
-        ):
-            return False
-    for node in users:
-        graph.node.remove(node)
-        _rename(graph, {node.output[0]: ready})
-    return bool(users)
+def _casts(node: NodeProto) -> bool:
+    """Whether it is a cast to float32."""
+    return node.op_type == "Cast" and any(
+        item.name == "to" and item.i == TensorProto.FLOAT for item in node.attribute
+    )
+
+
+def _transposes(node: NodeProto) -> bool:
+    """Whether it makes NCHW of NHWC."""
+    return node.op_type == "Transpose" and any(
+        item.name == "perm" and tuple(item.ints) == _TO_NCHW for item in node.attribute
+    )
+
+
+def _out_of_the_way(graph: GraphProto) -> dict[str, str]:
+    """New names, that nothing has, for values that have the names of the prefix, the input or the output."""
+    taken = {tensor.name for tensor in graph.initializer}
+    for node in nodes_of(graph.node):
+        taken.update((*node.input, *node.output))
+    renamed = {}
+    for name in _RESERVED:
+        renamed[name] = f"{name}.given"
+        while renamed[name] in taken:
+            renamed[name] += "_"
+    return renamed
 
 
 def _in_pixels(values: tuple[float, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -248,11 +270,13 @@ def _clean(model: ModelProto) -> None:
     strip(model)
     graph = model.graph
     graph.name, model.domain = "main_graph", ""
-    del graph.value_info[:]
+    del graph.value_info[:], graph.quantization_annotation[:], model.training_info[:]
+    for node in nodes_of(graph.node):
+        node.domain = ""
     used = {name for node in nodes_of(graph.node) for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))
-    model.ir_version = min(max(model.ir_version, _OLDEST_IR), NEWEST_IR)
+    model.ir_version = min(max(model.ir_version, _OLDEST_IR), MAX_IR)

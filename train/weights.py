@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .run import load_run
 
 Statistics = tuple[float, ...] | None
 _SHOWN = 4  # tensors that differ, before "and N more"
+_CODE = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")  # in torch's refusal of a pickle
 
 
 class WeightsError(ShipnetError):
@@ -156,6 +158,8 @@ def read_state(path: Path) -> object:
         LookupError,
     ) as error:
         reason = str(error).strip().partition("\n")[0]
+        if code := _CODE.search(str(error)):
+            reason = f"beside tensors it holds {code[1]}, which is code, and code in a file is never run"
         raise WeightsError(
             f"{path}: no weights that can be read safely: {reason}: save model.state_dict() as safetensors"
         ) from error

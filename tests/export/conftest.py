@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from foreign_nets import LABELS, MEAN, SIDE, STD, LinearDigits, train_linear
 from PIL import Image
 
+from foreign_nets import LABELS, MEAN, SIDE, STD, LinearDigits, train_linear
 from shipnet.export import ForeignConfig
 from shipnet.train import DataConfig, load_data
 
