@@ -58,16 +58,33 @@ def to_fp16(model: onnx.ModelProto, batches: Iterable[Images]) -> bytes:
 
 
 def _join_fp32(graph: onnx.GraphProto) -> None:
-    """Lets neighbours that stay in fp32 hand values on as they are; the converter casts to 16 bits and back."""
-    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
-    for node in graph.node:
-        for place, name in enumerate(node.input):
-            wide = casts.get(casts.get(name, ""), "")
-            if name.endswith("_cast_to_fp32") and wide.endswith("_cast_to_fp16"):
-                node.input[place] = wide
+    """Lets neighbours that stay in fp32 hand values on as they are, and the last of them the logits.
+
+    The converter casts to 16 bits and back between them, and calls "..._cast_to_fp16" what goes into its casts.
+    """
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    outputs = {value.name for value in graph.output}
+    for back in [node for node in casts.values() if node.attribute[0].i == TensorProto.FLOAT]:
+        there = casts.get(back.input[0])
+        if there is None or not there.input[0].endswith("_cast_to_fp16"):
+            continue
+        wide, narrow = there.input[0], back.output[0]
+        if narrow in outputs:
+            back.output[0] = f"{narrow}_rounded"
+            _rename(graph, wide, narrow)
+        else:
+            _rename(graph, narrow, wide, made=False)
     while unused := _unused_casts(graph):
         for node in unused:
             graph.node.remove(node)
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str, *, made: bool = True) -> None:
+    """Lets every node read `new` for `old`, and its maker make it where `made`."""
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        if made:
+            node.output[:] = [new if name == old else name for name in node.output]
 
 
 def _unused_casts(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
