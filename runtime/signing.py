@@ -168,7 +168,10 @@ class _ExactlyThese:
 def _reason(signature: bytes, error: Exception, *, fingerprint: str, key: Path, was_genuine: bool) -> str:
     """Why a signature does not hold, in words. It is refused whatever these are."""
     if was_genuine:
-        return f"is signed by {key}, but for another manifest: fetch bundle and signature from one place"
+        return (
+            f"carries a signature by {key}, but for another manifest: the bundle was changed and sealed again, or "
+            "the signature is another bundle's: fetch both from one place"
+        )
     try:
         hint = json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
         known = isinstance(hint, str)

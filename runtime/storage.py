@@ -35,6 +35,7 @@ _PLAIN_FILE: Final = (stat.S_IFREG | 0o644) << 16
 _MAX_BYTES: Final = 0xFFFFFFFE  # above these, a zip needs the fields of zip64
 _MAX_ENTRIES: Final = 0xFFFE
 _ZIP64: Final = 1
+_MOST_NAMED: Final = 10  # in one message
 
 
 class Storage(Protocol):
@@ -177,8 +178,8 @@ class Archive:
         """Reads the zip's directory.
 
         Raises:
-            BundleError: no zip, one cut short, or one that `pack` did not write; everything that no packed
-                bundle may hold is named at once.
+            BundleError: no zip, one cut short, or one that `pack` did not write; what no packed bundle
+                may hold is named at once, up to ten entries.
             OSError: it cannot be read.
         """
         with path.open("rb") as file:
@@ -200,8 +201,10 @@ class Archive:
                     "its headers are not as they were written: bytes were added, moved or changed"
                 )
         if problems:
+            more = len(problems) - _MOST_NAMED
+            named = problems[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else [])
             raise BundleError(
-                f"{path}: is no zip that  shipnet pack  wrote: {'; '.join(problems)}: "
+                f"{path}: is no zip that  shipnet pack  wrote: {'; '.join(named)}: "
                 "fetch an unchanged copy, or pack the bundle's folder with  shipnet pack"
             )
         return cls(path, {entry.name: entry for entry in entries})

@@ -196,6 +196,20 @@ def test_everything_strange_is_named_at_once(tmp_path: Path) -> None:
         Archive.open(path)
 
 
+def test_a_folder_that_was_zipped_by_other_means_is_told_from_a_packed_one(tmp_path: Path) -> None:
+    """A hundred entries make no message of a hundred lines."""
+    entries = []
+    for number in range(100):
+        info = plain(f"evidence/probes/{number}.png")
+        info.compress_type = zipfile.ZIP_DEFLATED
+        entries.append((info, b"1" * 100))
+    with pytest.raises(
+        BundleError, match=r"0\.png is compressed; .*; and 90 more: .*with  shipnet pack"
+    ) as caught:
+        Archive.open(written(tmp_path / "x.zip", *entries))
+    assert str(caught.value).count("is compressed") == 10
+
+
 def test_an_encrypted_entry_is_named(tmp_path: Path) -> None:
     data = bytearray(packed(tmp_path / "x.zip").read_bytes())
     (tmp_path / "x.zip").write_bytes(with_flag(data, 1))
