@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from .archive import shown
 from .errors import BundleError
 from .manifest import FileEntry, Manifest, decode_manifest
 from .signing import Signature, check_signature
-from .storage import Folder, Storage, shown, storage_at
+from .storage import Folder, Storage, storage_at
 
 MANIFEST: Final = "manifest.json"
 SEAL: Final = "manifest.sha256"

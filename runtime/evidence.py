@@ -14,10 +14,10 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from .archive import shown
 from .bundle import Bundle
 from .errors import BundleError
 from .manifest import Manifest, RelativePath, Sha256, decode
-from .storage import shown
 
 FOLDER: Final = "evidence/"
 INDEX: Final = "evidence/probes.json"

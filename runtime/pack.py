@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .archive import Archive, write_archive
 from .bundle import MANIFEST, OPTIONAL_FOLDERS, SEAL, SIGNATURE, Bundle, read_unlisted
 from .errors import BundleError, OutputError
 from .signing import Signer
 from .staging import locked, staged_file, write_file
-from .storage import Archive, storage_at, write_archive
+from .storage import storage_at
 
 
 def pack(path: str | os.PathLike[str], out: str | os.PathLike[str], *, slim: bool = False) -> Bundle:

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from shipnet.cli import main
 from shipnet.runtime import Bundle, BundleError, Classifier, OutputError, SignatureError
+from shipnet.runtime.archive import write_archive
 from shipnet.runtime.pack import pack, sign
 from shipnet.runtime.staging import locked
-from shipnet.runtime.storage import write_archive
 from shipnet.runtime.verify import verify
 
 Keys = tuple[Path, Path]

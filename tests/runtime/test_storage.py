@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shipnet.runtime import BundleError
+from shipnet.runtime.archive import Archive, shown, write_archive
 from shipnet.runtime.manifest import is_inside
-from shipnet.runtime.storage import Archive, Folder, hash_file, shown, storage_at, write_archive
+from shipnet.runtime.storage import Folder, hash_file, storage_at
 
 FILES = {"manifest.json": b"{}\n", "model/fp32.onnx": bytes(range(256)) * 9, "evidence/probes/0.png": b""}
 PART = st.text("abzABZ019_.-", min_size=1, max_size=12).filter(lambda part: part[0] not in ".-")
