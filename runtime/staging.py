@@ -212,7 +212,7 @@ def _acquire(place: Path, target: Path) -> tuple[FileIO, Path]:
     """The open lock file, held, with a note of who holds it; and its path."""
     path = place.with_name(f".{place.name}.lock")
     while True:
-        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+        file = _open_lock(path)
         try:
             exclusive = _lock(file, target)
         except BaseException:
@@ -222,6 +222,9 @@ def _acquire(place: Path, target: Path) -> tuple[FileIO, Path]:
             file.close()  # its last holder removed it just now
             continue
         try:
+            if not file.writable():
+                _release(file, path)
+                continue
             if exclusive:
                 _clear_leftovers(place)
             file.truncate(0)
@@ -232,6 +235,16 @@ def _acquire(place: Path, target: Path) -> tuple[FileIO, Path]:
             _release(file, path)
             raise
         return file, path
+
+
+def _open_lock(path: Path) -> FileIO:
+    """The lock file, new or left behind; one that another user left can only be read, which is enough to lock it."""
+    try:
+        return FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+    except PermissionError:
+        if not path.is_file() or not os.access(path.parent, os.W_OK):
+            raise
+        return FileIO(os.open(path, os.O_RDONLY), "r")
 
 
 def _lock(file: FileIO, target: Path) -> bool:

@@ -381,3 +381,22 @@ def test_a_bundle_that_cannot_be_written_keeps_its_signature(
         sign(copy, ours.private)
     assert (copy / SIGNATURE).read_bytes() == before
     assert sorted(path.name for path in disk.iterdir()) == ["bundle", "filler"]
+
+
+@pytest.mark.parametrize("module", ["model_signing", "OpenSSL", "cryptography"])
+def test_without_the_extra_the_command_that_installs_it_is_named(
+    signed_bundle: Path, ours: Pair, module: str
+) -> None:
+    """And without a key nothing of it is needed."""
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from shipnet.runtime import Bundle, MissingExtraError; from shipnet.runtime.pack import sign\n"
+        f"print(Bundle.open({str(signed_bundle)!r}).signature)\n"
+        f"for act in (lambda: sign({str(signed_bundle)!r}, {str(ours.private)!r}),\n"
+        f"            lambda: Bundle.open({str(signed_bundle)!r}, public_key={str(ours.public)!r})):\n"
+        "    try: act()\n"
+        "    except MissingExtraError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    message = f"{module} is not installed: run  pip install 'shipnet[sign]'"
+    assert done.stdout.splitlines() == ["Signature(checked_by=None)", message, message]
