@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from shipnet.runtime.errors import DataError, UsageError
 from shipnet.runtime.preprocess import Interpolation
-from shipnet.train.config import ARCHITECTURES, check_name, check_number
+from shipnet.train.config import ARCHITECTURES, check_name, check_number, did_you_mean
 
 RESIZES: Final = ("fit", "shorter_side_crop")
 INTERPOLATIONS: Final = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -20,6 +20,7 @@ LAYOUTS: Final = ("NCHW", "NHWC")
 LEAST_STD: Final = 1e-4
 MOST_STD: Final = 10.0
 MOST_MEAN: Final = 10.0
+_MOST_LEVEL: Final = 255  # of a pixel, the other unit that means are stated in
 
 
 class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,8 +64,11 @@ class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             if not isinstance(value := getattr(self, field), tuple | None):
                 raise UsageError(f"{field} is {value!r}; expected a tuple")
         check_labels(self.labels, where="labels")
-        if self.arch is not None:
-            check_name("arch", self.arch, ARCHITECTURES)
+        if self.arch not in (None, *ARCHITECTURES):
+            raise UsageError(
+                f"arch is {self.arch!r}{did_you_mean(str(self.arch), ARCHITECTURES)}; expected one of: "
+                f"{', '.join(ARCHITECTURES)}; a network of another architecture comes as an ONNX file"
+            )
         check_number("image_size", self.image_size, low=8, high=4096, whole=True)
         check_number("resize_size", self.resize_size, low=8, high=65_535, whole=True)
         for field, names in (("resize", RESIZES), ("interpolation", INTERPOLATIONS), ("layout", LAYOUTS)):
@@ -76,13 +80,21 @@ class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             raise UsageError(
                 "mean and std go together: give both, or neither to take the default that is told"
             )
-        for value in self.mean or ():
-            check_number("mean", value, low=-MOST_MEAN, high=MOST_MEAN)
-        for value in self.std or ():
-            check_number("std", value, low=LEAST_STD, high=MOST_STD)
-        for field in ("mean", "std"):
-            if (values := getattr(self, field)) is not None and len(values) not in (1, 3):
-                raise UsageError(f"{field} has {len(values)} values; expected one, or one per channel")
+        _check_statistics("mean", self.mean, low=-MOST_MEAN, high=MOST_MEAN)
+        _check_statistics("std", self.std, low=LEAST_STD, high=MOST_STD)
+
+
+def _check_statistics(field: str, values: tuple[float, ...] | None, *, low: float, high: float) -> None:
+    """One number, or one per channel, in the unit that is meant."""
+    for value in values or ():
+        if isinstance(value, int | float) and high < value <= _MOST_LEVEL:
+            raise UsageError(
+                f"{field} is {value:g}; expected {low:g} to {high:g}, in units of [0, 1]: "
+                f"divide by 255, as in {value:g}/255"
+            )
+        check_number(field, value, low=low, high=high)
+    if values is not None and len(values) not in (1, 3):
+        raise UsageError(f"{field} has {len(values)} values; expected one, or one per channel")
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def _foreign(own: dict[str, Any], *, run: Path | None) -> Foreign | None:
         given = [_option(name) for name, value in own.items() if value not in (None, False)]
         if given:
             raise UsageError(
-                f"{', '.join(given)}: {'are' if len(given) > 1 else 'is'} for --weights and --onnx; a run knows it all"
+                f"{', '.join(given)} {'are' if len(given) > 1 else 'is'} for --weights and --onnx; a run knows it all"
             )
         return None
     missing = [_option(name) for name in _FILES if own[name] is None]

@@ -116,7 +116,12 @@ def _find(weights: str, arch: str) -> _File:
         name = path.stem
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    known = entry or torchvision_entry(arch, digest)
+    known = torchvision_entry(arch, digest)
+    if entry is not None and known is not entry:
+        raise WeightsError(
+            f"{path}: is not the file that torchvision published as {entry} (its sha256 begins {digest[:8]}): "
+            "remove it, and it is downloaded again, or give it as --weights FILE"
+        )
     return _File(path, digest, name, torchvision_preset(known) if known else None)
 
 
@@ -221,7 +226,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], *, where: str, arch: str, cl
     for name, tensor in own.items():
         if name.endswith(
             ".num_batches_tracked"
-        ):  # files of old versions of torch have none; inference uses none
+        ):  # inference uses none; files of old versions of torch have none
             state.setdefault(name, torch.zeros_like(tensor))
         theirs = state.get(name)
         if (

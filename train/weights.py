@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import pickle
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,9 @@ def read_state(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused in the next moment
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (
         SafetensorError,
         pickle.UnpicklingError,
