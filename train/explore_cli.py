@@ -24,7 +24,7 @@ _NOT_SWEPT = (
     "pct_start",
     "div_factor",
     "final_div_factor",
-    "base_momentum",
+    "max_momentum",
     "ema_decay",
     "freeze_epochs",
     "compile",
@@ -37,9 +37,15 @@ _NOT_SWEPT = (
 @click.command("find-lr")
 @training_options_but(*_NOT_SWEPT)
 @cache_options
-@click.option("--low", type=float, default=1e-7, show_default=True, help="First learning rate.")
+@click.option("--low", type=float, default=1e-6, show_default=True, help="First learning rate.")
 @click.option("--high", type=float, default=10.0, show_default=True, help="Last learning rate.")
-@click.option("--steps", type=int, default=100, show_default=True, help="Training batches of the sweep.")
+@click.option(
+    "--steps",
+    type=int,
+    default=200,
+    show_default=True,
+    help="Training batches of the sweep; they come round again.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -26,7 +26,7 @@ from .data import load_data
 from .devices import choose_device, threads
 from .feeds import Batch, open_feed
 from .images import Dataset
-from .lr_curve import DIVERGED, SMOOTHING, Curve, Suggestions, smooth, suggest
+from .lr_curve import Curve, Suggestions, Watch, smooth, suggest
 from .optimizer import make_loss, make_optimizer
 from .photos import Photos, read_images
 
@@ -39,15 +39,16 @@ RULES: Final = {"valley": "valley", "steepest": "steepest descent", "minimum": "
 class Span:
     """What a sweep goes through: `steps` rates from `low` to `high`, each the same factor above the last.
 
-    Source: fast.ai's `lr_find` for the numbers.
+    The numbers give some 28 steps to a decade, two epochs of two thousand photographs in batches of 16 at most: with
+    fast.ai's 100 steps from 1e-7 on, 12 to a decade, the valley of 800 photographs is mostly noise.
 
     Raises:
         UsageError: naming what is out of range.
     """
 
-    low: float = 1e-7
+    low: float = 1e-6
     high: float = 10.0
-    steps: int = 100
+    steps: int = 200
 
     def __post_init__(self) -> None:
         check_number("low", self.low, low=1e-12, high=1e3)
@@ -89,7 +90,7 @@ def find_lr(
     """Sweeps the learning rate on augmented training images; the validation images are not looked at.
 
     The network, its start, its loss, its optimiser and its batches are those of a training with the
-    same configuration. The caller's random state is left as it was.
+    same configuration, Adam's first beta that of the peak. The caller's random state is left as it was.
 
     Args:
         config: what would be trained on what; its `max_lr` and `epochs` play no part.
@@ -121,9 +122,12 @@ def find_lr(
         model.to(device.device)
         feed = open_feed(dataset, config, device.device, photos=photos)
         batches = itertools.chain.from_iterable(feed.train(epoch) for epoch in itertools.count(1))
+        optimizer = make_optimizer(model, numbers)
+        for group in optimizer.param_groups:
+            group["betas"] = (numbers.base_momentum, numbers.beta2)
         curve = sweep(
             model,
-            make_optimizer(model, numbers),
+            optimizer,
             batches=batches,
             loss=make_loss(numbers),
             span=span or Span(),
@@ -166,31 +170,28 @@ def sweep(
         on_step: called after each step with how many are done and how many there are.
 
     Source: L. Smith, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186, section
-    3.3, whose test rises linearly; rising exponentially and stopping at four times the least smoothed
-    loss are fast.ai's.
+    3.3, whose test rises linearly; rising exponentially and stopping when the loss explodes are fast.ai's.
     """
     fastest = max(group["lr"] for group in optimizer.param_groups)
     ratios = [group["lr"] / fastest for group in optimizer.param_groups]
     rates = np.geomspace(span.low, span.high, span.steps)
     losses: list[float] = []
-    average, best, diverged = 0.0, math.inf, False
+    watch, diverged = Watch(), False
     with _restored(model, optimizer):
         model.train()
         for step, (rate, batch) in enumerate(zip(rates, batches, strict=False), start=1):
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 group["lr"] = float(rate) * ratio
             value = _step(model, optimizer, batch, loss)
-            average = SMOOTHING * average + (1 - SMOOTHING) * value
-            smoothed = average / (1 - SMOOTHING**step)
-            diverged = not math.isfinite(value) or smoothed > DIVERGED * best
+            diverged = watch.diverged(value)
             if diverged:
                 break
-            best = min(best, smoothed)
             losses.append(value)
             if on_step is not None:
                 on_step(step, span.steps)
     found = np.array(losses)
-    return Curve(rates[: len(found)], found, smooth(found), diverged)
+    rates = rates[: len(found)]
+    return Curve(rates, found, smooth(rates, found), diverged)
 
 
 def _step(

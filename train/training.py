@@ -211,12 +211,21 @@ def new_network(
 def _with_found_lr(
     config: TrainConfig, images: tuple[Dataset, Photos | None], *, folder: Path, notify: OnEvent
 ) -> TrainConfig:
-    """The configuration, "auto" replaced by the rate that a sweep suggests; its picture goes into the folder."""
+    """The configuration, "auto" replaced by the rate that a sweep suggests; its picture goes into the folder.
+
+    Where the sweep says nothing, as on a few dozen photographs, by the recipe's.
+    """
+    from .lr_curve import FlatCurveError
     from .lr_finder import PICTURE, draw_sweep, find_lr
 
     if config.max_lr != "auto":
         return config
-    finding = find_lr(config, images=images)
+    try:
+        finding = find_lr(config, images=images)
+    except FlatCurveError as error:
+        usual = recipe.resolve(msgspec.structs.replace(config, max_lr=None), images[0])
+        logger.warning("max_lr is the recipe's, %g: %s", usual.max_lr, error)
+        return usual
     with staged_file(folder / PICTURE) as staged:
         draw_sweep(finding, staged)
     found = LrFound(finding.suggestions.valley, len(finding.losses), finding.wall_s)

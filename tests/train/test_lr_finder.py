@@ -16,6 +16,7 @@ from shipnet.runtime import TrainingError, UsageError
 from shipnet.train import DataConfig, TrainConfig, load_data
 from shipnet.train.images import ImageSet
 from shipnet.train.lr_finder import Finding, Span, draw_sweep, find_lr, sweep
+from shipnet.train.recipe import SMALL_NET_LR
 
 CONFIG = TrainConfig(arch="conv_cnn", device="cpu")
 
@@ -88,16 +89,31 @@ def test_a_loss_that_explodes_ends_the_sweep() -> None:
     loss = torch.nn.functional.cross_entropy
     curve = sweep(model, optimizer, batches=batches(300), loss=loss, span=Span(high=1e3, steps=300))
     assert curve.diverged
-    assert len(curve.losses) < 300
+    assert len(curve.losses) < 290
     assert np.isfinite(curve.losses).all()
-    assert curve.smoothed.max() <= 4 * curve.smoothed.min()
 
 
 def test_it_suggests_rates_that_digits_learn_from(finding: Finding) -> None:
     assert (finding.data, finding.arch, finding.batch_size) == ("digits", "conv_cnn", 64)
-    assert len(finding.losses) == 100  # more than the 22 batches of an epoch: they come round again
+    assert len(finding.losses) > 150  # more than the 22 batches of an epoch: they come round again
     assert 3e-3 < finding.suggestions.valley < 0.3
     assert 1e-4 < finding.suggestions.steepest < 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_valley_is_near_the_rate_that_the_recipe_was_tuned_to(seed: int) -> None:
+    found = find_lr(TrainConfig(arch="mnist_resnet", device="cpu", seed=seed)).suggestions.valley
+    assert SMALL_NET_LR / 3 < found < SMALL_NET_LR * 3
+
+
+def test_the_sweep_trains_as_training_does_at_its_peak() -> None:
+    """Adam's first beta is lower there; a sweep with the one of the ends would explode too early."""
+    at_peak, slow = (
+        find_lr(TrainConfig(arch="conv_cnn", device="cpu", base_momentum=beta), span=Span(steps=60))
+        for beta in (0.85, 0.95)
+    )
+    ends = find_lr(TrainConfig(arch="conv_cnn", device="cpu", max_momentum=0.97), span=Span(steps=60))
+    assert ends.losses == at_peak.losses != slow.losses
 
 
 def test_a_seed_gives_one_curve_and_the_validation_images_play_no_part(finding: Finding) -> None:
