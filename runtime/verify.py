@@ -18,7 +18,7 @@ from .bundle import OPTIONAL_FOLDERS, Bundle
 from .errors import DeviceError, UsageError
 from .evidence import Probes, load_probes, logit_scale
 from .manifest import Variant
-from .plan import ExecutionPlan, open_engine
+from .plan import DEVICES, ExecutionPlan, open_engine
 from .replay import (
     DecisionChange,
     EngineBreach,
@@ -145,6 +145,8 @@ def verify(
     """
     if not 0 <= pixel_tolerance <= 255:
         raise UsageError(f"pixel_tolerance is {pixel_tolerance}, expected 0 to 255 levels")
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is unknown: choose one of {', '.join(DEVICES)}")
     bundle = Bundle.open(path, public_key=public_key)
     probes = load_probes(bundle)
     decoded = decode(bundle, probes) if probes else ()

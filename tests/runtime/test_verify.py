@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from shipnet.cli import main
 from shipnet.export.assemble import list_files, seal
 from shipnet.export.probes import pack
-from shipnet.runtime import Bundle, Classifier, DeviceError, UsageError
+from shipnet.runtime import Bundle, BundleError, Classifier, DeviceError, UsageError
 from shipnet.runtime.backends.ort import OrtBackend
 from shipnet.runtime.evidence import INDEX, LOGITS, TENSORS, answers, load_probes, tensor_sha256
 from shipnet.runtime.manifest import Manifest, Variant, decode_manifest, encode
@@ -273,6 +273,17 @@ def test_a_variant_for_another_device_is_skipped_not_passed(bundle_copy: Path) -
         assert [plan.precision for plan in report.plans] == ["fp32"]
     with pytest.raises(DeviceError, match="fp16 is meant for tensorrt"):
         verify(bundle_copy, device="auto", precision="fp16")
+
+
+def test_options_that_cannot_be_meant(digits_bundle: Path) -> None:
+    for device in ("tpu", "tensorrt", ""):
+        with pytest.raises(UsageError, match=f"device '{device}' is unknown: choose one of auto, cpu, cuda"):
+            verify(digits_bundle, device=device)
+    assert CliRunner().invoke(main, ["verify", str(digits_bundle), "--device", "tpu"]).exit_code == 2
+    with pytest.raises(BundleError, match="no variant of precision 'int9' in this bundle; it has fp32"):
+        verify(digits_bundle, precision="int9")
+    report = verify(digits_bundle, device="cpu", precision="fp32")
+    assert report.passed and [plan.precision for plan in report.plans] == ["fp32"]
 
 
 def test_the_command_names_the_worst_and_exits_with_1(bundle_copy: Path) -> None:
