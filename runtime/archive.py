@@ -164,13 +164,16 @@ class Archive:
             raise FileNotFoundError("no such file in the zip") from None
 
 
-def write_archive(path: Path, names: Iterable[str], read: Callable[[str], bytes]) -> None:
+def write_archive(
+    path: Path, names: Iterable[str], read: Callable[[str], bytes], *, where: Path | None = None
+) -> None:
     """Writes a zip as `Archive` reads it.
 
     Args:
         path: of the zip; a file there is overwritten.
         names: of its files, plain paths as `is_inside` allows them.
         read: gives a file's bytes.
+        where: the zip's place, for messages; None: `path`.
 
     Raises:
         OutputError: more or larger files than a zip holds without the fields of zip64.
@@ -184,7 +187,8 @@ def write_archive(path: Path, names: Iterable[str], read: Callable[[str], bytes]
             entries.append(entry)
             if entry.end > _MAX_BYTES or len(entries) > _MAX_ENTRIES:
                 raise OutputError(
-                    f"{path.name}: more than a zip holds (4 GiB, {_MAX_ENTRIES:,} files): pass the folder on as it is"
+                    f"{where or path}: more than a zip holds (4 GiB, {_MAX_ENTRIES:,} files): "
+                    "pass the folder on as it is"
                 )
             file.write(entry.local())
             file.write(data)

@@ -44,7 +44,7 @@ def pack(path: str | os.PathLike[str], out: str | os.PathLike[str], *, slim: boo
     if slim:
         names = {name for name in names if not name.startswith(OPTIONAL_FOLDERS)}
     with locked(target), staged_file(target) as staged:
-        _write(staged, bundle, names)
+        _write(staged, bundle, names, where=target)
         if Bundle.open(staged).identity != bundle.identity:
             raise BundleError(f"{bundle.path}: was changed while it was packed: pack it again")
     return Bundle.open(target)
@@ -77,7 +77,8 @@ def sign(path: str | os.PathLike[str], key: str | os.PathLike[str] | Signer) -> 
         signature = signature_of(bundle, signer)
         if isinstance(bundle.storage, Archive):
             with staged_file(bundle.path) as staged:
-                _write(staged, bundle, _names(bundle) | {SIGNATURE}, signature=signature)
+                names = _names(bundle) | {SIGNATURE}
+                _write(staged, bundle, names, where=bundle.path, signature=signature)
         else:
             write_file(bundle.path / SIGNATURE, signature, aside=bundle.path.resolve().parent)
     return Bundle.open(path)
@@ -95,13 +96,15 @@ def _names(bundle: Bundle) -> set[str]:
     return {name for name in names if bundle.contents.has(name)}
 
 
-def _write(zip_path: Path, bundle: Bundle, names: set[str], *, signature: bytes | None = None) -> None:
+def _write(
+    zip_path: Path, bundle: Bundle, names: set[str], *, where: Path, signature: bytes | None = None
+) -> None:
     def read(name: str) -> bytes:
         if name == SIGNATURE and signature is not None:
             return signature
         return read_unlisted(bundle, name) if name in (MANIFEST, SEAL, SIGNATURE) else bundle.read(name)
 
-    write_archive(zip_path, names, read)
+    write_archive(zip_path, names, read, where=where)
 
 
 def _refuse_strangers(target: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shipnet.runtime import BundleError
+from shipnet.runtime import BundleError, OutputError
 from shipnet.runtime.archive import Archive, shown, write_archive
 from shipnet.runtime.manifest import is_inside
 from shipnet.runtime.storage import Folder, hash_file, storage_at
@@ -249,6 +249,16 @@ def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(data)
     with pytest.raises(BundleError, match=r"a is said to be of 2147483648 bytes and of 5"):
         Archive.open(tmp_path / "x.zip")
+
+
+def test_more_files_than_a_zip_holds_are_refused(tmp_path: Path) -> None:
+    names = [str(number) for number in range(0xFFFF)]
+    with pytest.raises(
+        OutputError, match=r"x\.zip: more than a zip holds \(4 GiB, 65,534 files\): pass the folder"
+    ):
+        write_archive(tmp_path / "staged", names, lambda name: b"", where=tmp_path / "x.zip")
+    write_archive(tmp_path / "x.zip", names[1:], lambda name: b"")
+    assert len(Archive.open(tmp_path / "x.zip").listing()[0]) == 0xFFFE
 
 
 def test_zip64_is_refused(tmp_path: Path) -> None:
