@@ -63,7 +63,8 @@ def quantize(
         model: the fp32 graph as `prepared` gives it.
         ranges: of `ranged_tensors`.
         recipe: how.
-        fp32_nodes: names of nodes that stay in fp32.
+        fp32_nodes: names of nodes that stay in fp32 and read floats. What makes these then computes in floats
+            too, though with 8-bit weights.
 
     Returns:
         A serialised ONNX model, valid.
@@ -100,6 +101,7 @@ def quantize(
             _extra_options(recipe),
         )
         quantizer.quantize_model()
+    _read_floats(quantizer.model.graph(), model.graph, fp32_nodes)
     _float_logits(quantizer.model.graph())
     quantizer.model.topological_sort()
     return finished(quantizer.model.model)
@@ -134,6 +136,51 @@ def _wake_dead_channels(graph: onnx.GraphProto) -> None:
         if dead.any():
             rows[dead, 0] = _NEXT_TO_NOTHING * (np.abs(rows).max() or 1.0)
             tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+
+
+def _read_floats(graph: onnx.GraphProto, exact: onnx.GraphProto, names: Collection[str]) -> None:
+    """Lets nodes that stay in fp32 read activations that no pair has rounded, whoever made them.
+
+    The quantiser merges a ReLU into what lies before it and lets the rounding clip; such a reader gets its ReLU back.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    merged = {node.output[0]: node for node in exact.node if node.op_type in ("Relu", "Clip")}
+    added: dict[str, onnx.NodeProto] = {}
+    for node in [node for node in graph.node if node.name in names]:
+        for place, name in enumerate(node.input):
+            back = makers.get(name)
+            there = (
+                makers.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
+            )
+            if there is None or there.op_type != "QuantizeLinear":
+                continue
+            source = there.input[0]
+            activation = merged.get(source)
+            if activation is not None and makers[source].op_type != activation.op_type:
+                again = onnx.NodeProto()
+                again.CopyFrom(activation)
+                again.input[0], again.output[0] = source, f"{source}_float"
+                added[source] = again
+                source = again.output[0]
+            node.input[place] = source
+    graph.node.extend(added.values())
+    _drop_unread_pairs(graph)
+
+
+def _drop_unread_pairs(graph: onnx.GraphProto) -> None:
+    """Removes pairs whose result nobody reads."""
+    outputs = {value.name for value in graph.output}
+    while True:
+        read = {name for node in graph.node for name in node.input} | outputs
+        unread = [
+            node
+            for node in graph.node
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in read
+        ]
+        if not unread:
+            return
+        for node in unread:
+            graph.node.remove(node)
 
 
 def _float_logits(graph: onnx.GraphProto) -> None:

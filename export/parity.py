@@ -126,8 +126,8 @@ def compare_places(exported: Run, images: Images, batch_sizes: Sequence[int]) ->
         for first in range(count):
             chosen = (np.arange(size) + first) % count
             together = exported(images[chosen])
-            largest = max(largest, float(_differences(alone[chosen], together).max()))
-            flipped[chosen[_decide(together) != _decide(alone[chosen])]] = True
+            largest = max(largest, float(differences(alone[chosen], together).max()))
+            flipped[chosen[decisions(together) != decisions(alone[chosen])]] = True
     return Invariance(
         batch_sizes=tuple(batch_sizes),
         images=count,
@@ -261,12 +261,12 @@ def _refuse_shape(expected: Logits, found: Logits) -> None:
         )
 
 
-def _decide(logits: Logits) -> NDArray[np.int64]:
+def decisions(logits: Logits) -> NDArray[np.int64]:
     """The label of each row, int64 (N,); none where a logit is NaN or infinite, since the runtime gives none."""
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), _UNDECIDED)
 
 
-def _differences(expected: Logits, found: Logits) -> NDArray[np.float64]:
+def differences(expected: Logits, found: Logits) -> NDArray[np.float64]:
     """Absolute differences, float64 (N, K); none is small because it is no number."""
     with np.errstate(invalid="ignore"):  # of infinities
         difference = np.abs(found.astype(np.float64) - expected)
@@ -274,7 +274,7 @@ def _differences(expected: Logits, found: Logits) -> NDArray[np.float64]:
 
 
 def _compare(expected: Logits, found: Logits, size: int) -> BatchParity:
-    difference = _differences(expected, found)
+    difference = differences(expected, found)
     return BatchParity(
         batch_size=size,
         images=len(expected),
@@ -282,7 +282,7 @@ def _compare(expected: Logits, found: Logits, size: int) -> BatchParity:
         mean_difference=float(difference.mean()),
         max_relative_difference=float(difference.max()) / _scale(expected),
         not_finite=int((~np.isfinite(found)).sum()),
-        flips=int((_decide(expected) != _decide(found)).sum()),
+        flips=int((decisions(expected) != decisions(found)).sum()),
     )
 
 
@@ -293,10 +293,10 @@ def _scale(logits: Logits) -> float:
 
 def _count(tally: _Tally, chunk: Chunk, expected: Logits, found: Logits, labels: tuple[str, ...]) -> None:
     _refuse_shape(expected, found)
-    difference = _differences(expected, found).max(axis=1)
+    difference = differences(expected, found).max(axis=1)
     highest = np.partition(expected, -2, axis=1)[:, -2:]
     margin = highest[:, 1] - highest[:, 0]
-    before, now = _decide(expected), _decide(found)
+    before, now = decisions(expected), decisions(found)
     tally.expected.append(before)
     tally.found.append(now)
     tally.margin.append(margin)

@@ -17,11 +17,9 @@ from shipnet.runtime.manifest import Budget, Method
 from shipnet.train import pixels
 from shipnet.train.images import IN_MEMORY_SIDE
 
-from .calibration import METHODS, Calibration, expose, stratified
+from .calibration import METHODS, Calibration, Ranges, stratified
 from .int8 import Recipe, quantizable, quantize
-from .onnx_graph import INPUT
-from .parity import Images, Logits, Run
-from .rewrite import WEIGHTED
+from .parity import Images, Logits, Run, decisions, differences
 from .source import OnProgress, Source
 
 # A photograph takes a hundred times as long as a digit, and every trial runs all of them.
@@ -30,6 +28,8 @@ MOST_PHOTOS: Final = 256
 # Layers that are tried in fp32, at most, the worst first.
 MOST_TRIALS: Final = 24
 _RANKING_IMAGES: Final = 16
+# What the quantiser merges into the node before, or what only moves values.
+_MERGED: Final = ("Relu", "Clip", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 _BATCH: Final = 32
 
 
@@ -71,12 +71,12 @@ class Selection:
         """Runs a graph on every image."""
         found = np.concatenate([run(batch) for batch in self.batches()])
         scale = max(float(np.abs(self.expected).max()), float(np.finfo(np.float32).tiny))
-        before, now = self.expected.argmax(1), found.argmax(1)
+        before, now = decisions(self.expected), decisions(found)
         lost = int((before == self.labels).sum()) - int((now == self.labels).sum())
         return Agreement(
             flips=int((before != now).sum()),
             top1_drop=lost / len(self.labels),
-            difference=float(np.abs(found - self.expected).mean()) / scale,
+            difference=float(differences(self.expected, found).mean()) / scale,
         )
 
     def keeps(self, budget: Budget, found: Agreement) -> bool:
@@ -84,6 +84,10 @@ class Selection:
         return (
             found.flips / len(self.labels) <= budget.max_flip_rate and found.top1_drop <= budget.max_top1_drop
         )
+
+    def first(self, count: int) -> Selection:
+        """Its first images."""
+        return Selection(self.images[:count], self.labels[:count], self.expected[:count])
 
     def batches(self) -> Iterator[Images]:
         """The images, some at a time."""
@@ -185,7 +189,7 @@ def search(
     """Finds the ranges, and the layers that must stay in fp32, with which int8 decides as the validated network.
 
     The method is the one of fewest flips, then of the least logit difference. Where the budget's point estimates
-    do not hold, the layers that add most to the error are tried in fp32, one after the other, 24 at most;
+    do not hold, the layers that change the logits most are tried in fp32, one after the other, 24 at most;
     one stays there if the graph agrees better for it.
 
     Args:
@@ -215,7 +219,7 @@ def search(
         best, steps = _mend(
             best,
             lambda names: _try(quantize(model, ranges, recipe, fp32_nodes=names), selection),
-            rank_layers(model, best.graph, selection.images[:_RANKING_IMAGES], recipe)[:MOST_TRIALS],
+            rank_layers(model, ranges, selection, recipe)[:MOST_TRIALS],
             enough=lambda found: selection.keeps(budget, found),
             on_progress=lambda done, total: on_progress(f"mend {precision}", done, total),
         )
@@ -238,35 +242,27 @@ def search(
 
 
 def rank_layers(
-    model: onnx.ModelProto, quantized: bytes, images: Images, recipe: Recipe
+    model: onnx.ModelProto, ranges: Ranges, selection: Selection, recipe: Recipe
 ) -> list[onnx.NodeProto]:
-    """The layers that compute in int8, those first that add most to the relative error of what goes through them.
+    """The layers that can be tried in fp32, those first that change the logits most when they alone are in int8.
 
     Args:
         model: the fp32 graph.
-        quantized: what `quantize` made of it.
-        images: uint8 (N, H, W, C), a few.
-        recipe: that `quantized` was made by.
+        ranges: of `ranged_tensors`.
+        selection: of which a few images are run.
+        recipe: how activations and weights become 8 bits.
+
+    Source: H. Wu et al., "Integer Quantization for Deep Learning Inference", arXiv:2004.09602, section 6.1,
+    "Partial Quantization".
     """
-    layers = [node for node in quantizable(model, recipe) if node.op_type in (*WEIGHTED, "Add")]
-    shown = _shown_tensors(model.graph, onnx.load_from_string(quantized).graph, layers)
-    tensors = sorted({name for names in shown.values() for name in names})
-    here, there = expose(model, tensors), expose(onnx.load_from_string(quantized), tensors)
-    errors, sizes = np.zeros(len(tensors)), np.zeros(len(tensors))
-    for image in range(len(images)):
-        feed = {INPUT: images[image : image + 1]}
-        for place, (exact, found) in enumerate(
-            zip(here.run(tensors, feed), there.run(tensors, feed), strict=True)
-        ):
-            errors[place] += np.square(found - exact, dtype=np.float64).sum()
-            sizes[place] += np.square(exact, dtype=np.float64).sum()
-    relative = dict(zip(tensors, np.sqrt(errors / np.maximum(sizes, 1e-30)), strict=True))
+    nodes = quantizable(model, recipe)
+    few = selection.first(_RANKING_IMAGES)
 
-    def added(node: onnx.NodeProto) -> float:
-        *inputs, output = (relative[name] for name in shown[node.name])
-        return float(output - max(inputs, default=0.0))
+    def error(node: onnx.NodeProto) -> float:
+        others = {other.name for other in nodes} - {node.name}
+        return few.agreement(runner(quantize(model, ranges, recipe, fp32_nodes=others))).difference
 
-    return sorted((node for node in layers if shown[node.name]), key=added, reverse=True)
+    return sorted((node for node in nodes if node.op_type not in _MERGED), key=error, reverse=True)
 
 
 def runner(graph: bytes) -> Run:
@@ -321,28 +317,3 @@ def _mend(
             break
     on_progress(len(layers), len(layers))
     return best, tuple(steps)
-
-
-def _shown_tensors(
-    exact: onnx.GraphProto, quantized: onnx.GraphProto, layers: list[onnx.NodeProto]
-) -> dict[str, list[str]]:
-    """For each layer those of its inputs and at last its output that both graphs have; none without an output.
-
-    The quantiser merges a ReLU into what lies before it, so that only the ReLU's output is left.
-    """
-    constants = {tensor.name for tensor in exact.initializer}
-    present = {name for node in quantized.node for name in node.output}
-    behind = {node.input[0]: node.output[0] for node in exact.node if node.op_type == "Relu"}
-
-    def shown(name: str) -> list[str]:
-        if name in constants:
-            return []
-        found = name if name in present else behind.get(name, "")
-        return [found] if found in present else []
-
-    return {
-        node.name: [*(found for name in node.input for found in shown(name)), *shown(node.output[0])]
-        if shown(node.output[0])
-        else []
-        for node in layers
-    }

@@ -64,7 +64,11 @@ def small_resnet() -> nn.Module:
     network.train()
     with torch.no_grad():
         deployable(torch.from_numpy(colours()))
-    return deployable.eval()
+        network.head.weight *= 20
+        network.head.bias -= deployable.eval()(torch.from_numpy(colours())).mean(
+            dim=0
+        )  # so that no class is the rule
+    return deployable
 
 
 @cache
