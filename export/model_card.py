@@ -26,7 +26,7 @@ def model_card(manifest: Manifest, classes: Sequence[ClassResult]) -> str:
     lines = [
         f"# {manifest.name}",
         "",
-        f"An image classifier: {provenance.arch} with {provenance.parameters:,} parameters, "
+        f"An image classifier: {_network(provenance)} with {provenance.parameters:,} parameters, "
         f"{len(manifest.labels)} classes.",
         "",
         f"- **Classes**: {shown}",
@@ -76,6 +76,10 @@ def model_card(manifest: Manifest, classes: Sequence[ClassResult]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _network(provenance: Provenance) -> str:
+    return "an ONNX graph of another exporter" if provenance.source == "onnx" else provenance.arch
 
 
 def _training(provenance: Provenance) -> str:

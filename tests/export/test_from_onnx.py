@@ -68,6 +68,8 @@ def test_the_bundle_gives_the_networks_logits(
     assert manifest.name == "net"
     assert manifest.normalization == (Normalization(mean=MEAN, std=STD) if floats else None)
     assert not manifest.interop
+    card = (bundle.path / "README.md").read_text()
+    assert "An image classifier: an ONNX graph of another exporter with 1,93" in card
     parity = manifest.variant("fp32").parity
     assert (parity.images, parity.flips) == (40, 0)
     origin = manifest.provenance
