@@ -12,11 +12,9 @@ Make a pair of keys with
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,10 +128,12 @@ def check_signature(
             f"{where}: is not signed, and a signature by {path} was asked for: fetch a signed copy, "
             "or sign it with  shipnet sign"
         )
+    if refusal := _by_another_key(signature, fingerprint, path):
+        raise SignatureError(f"{where}: {refusal}")
     covered = _ExactlyThese()
     config = _library("verifying").Config().use_elliptic_key_verifier(public_key=path)
     try:
-        with _laid_out(files, name="bundle") as folder, contextlib.redirect_stdout(sys.stderr):
+        with _laid_out(files, name="bundle") as folder:
             copy = folder.with_name(_SIGNATURE)
             copy.write_bytes(signature)
             config.set_hashing_config(covered).verify(folder, copy)
@@ -142,8 +142,7 @@ def check_signature(
             f"{where}: its signature cannot be checked: no temporary folder can be written: {error}"
         ) from error
     except Exception as error:  # the library lets what its parsers raise come through
-        reason = _reason(signature, error, fingerprint=fingerprint, key=path, was_genuine=covered.asked)
-        raise SignatureError(f"{where}: {reason}") from error
+        raise SignatureError(f"{where}: {_reason(path, was_genuine=covered.asked)}") from error
     return Signature(checked_by=fingerprint)
 
 
@@ -165,23 +164,29 @@ class _ExactlyThese:
         return config.set_ignored_paths(paths=(), ignore_git_paths=False).hash(model_path)
 
 
-def _reason(signature: bytes, error: Exception, *, fingerprint: str, key: Path, was_genuine: bool) -> str:
-    """Why a signature does not hold, in words. It is refused whatever these are."""
+def _by_another_key(signature: bytes, fingerprint: str, key: Path) -> str | None:
+    """What a signature says of its key, where that is not the one asked for. That it is proves nothing yet.
+
+    One that names none is refused too: the library would go on, and print a warning.
+    """
+    try:
+        hint = json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        hint = None
+    if not isinstance(hint, str) or not hint:
+        return "its signature cannot be read, or names no key: fetch an unchanged copy"
+    if hint != fingerprint:
+        return f"is signed by another key (sha256 {ascii(hint[:64])[1:-1]}) than {key} (sha256 {fingerprint})"
+    return None
+
+
+def _reason(key: Path, *, was_genuine: bool) -> str:
+    """Why a signature that names the right key does not hold."""
     if was_genuine:
         return (
             f"carries a signature by {key}, but for another manifest: the bundle was changed and sealed again, or "
             "the signature is another bundle's: fetch both from one place"
         )
-    try:
-        hint = json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
-        known = isinstance(hint, str)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        known = False
-    if not known:
-        detail = str(error).strip().partition("\n")[0]
-        return f"its signature cannot be read: {detail or type(error).__name__}: fetch an unchanged copy"
-    if hint != fingerprint:
-        return f"is signed by another key (sha256 {ascii(hint[:64])[1:-1]}) than {key} (sha256 {fingerprint})"
     return f"its signature does not hold for {key}: it was changed after it was made: fetch an unchanged copy"
 
 

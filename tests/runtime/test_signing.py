@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,6 +194,10 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "list": (lambda data: b"[]", "its signature cannot be read"),
     "payload": (lambda data: changed(data, other_payload), "it was changed after it was made"),
     "sig": (lambda data: changed(data, other_sig), "it was changed after it was made"),
+    "no hint": (
+        lambda data: changed(data, lambda p: p["verificationMaterial"]["publicKey"].update(hint="")),
+        "its signature cannot be read, or names no key: fetch an unchanged copy",
+    ),
     "no signatures": (
         lambda data: changed(data, lambda p: p["dsseEnvelope"].update(signatures=[])),
         "it was changed after it was made",
@@ -213,6 +218,24 @@ def test_a_damaged_signature_is_refused(signed_copy: Path, ours: Pair, kind: str
     with pytest.raises(SignatureError, match=message) as caught:
         Bundle.open(signed_copy, public_key=ours.public)
     assert str(caught.value).isprintable()
+
+
+def test_threads_check_at_once_and_nothing_is_printed(
+    signed_bundle: Path, ours: Pair, theirs: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdout = sys.stdout
+
+    def check(number: int) -> bool:
+        try:
+            Bundle.open(signed_bundle, public_key=(ours if number % 2 else theirs).public)
+        except SignatureError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(check, range(32))) == [False, True] * 16
+    assert sys.stdout is stdout
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_hint_proves_nothing(signed_copy: Path, ours: Pair, theirs: Pair) -> None:
