@@ -33,7 +33,7 @@ from .build import export_source, refuse_strangers
 from .config import ExportConfig
 from .foreign import Network, OnNote, Told, default_out, source_of
 from .foreign_config import ForeignConfig
-from .foreign_preprocess import IMAGENET, Input, Preset, choose_preprocess, torchvision_preset
+from .foreign_preprocess import IMAGENET, SMALL_SIDE, Input, Preset, choose_preprocess, torchvision_preset
 from .onnx_graph import to_onnx
 from .source import OnProgress, Source
 from .torch_formats import as_function
@@ -156,7 +156,7 @@ def _source(file: _File, foreign: ForeignConfig, *, arch: str, name: str, told: 
     if foreign.layout is not None:
         raise UsageError("layout: is for ONNX graphs; weights have none: leave it out")
     state = _unwrap(read_state(file.path), file.path, note=told.note)
-    photographs = arch not in SMALL_NETS
+    photographs = arch not in SMALL_NETS and (foreign.image_size or SMALL_SIDE) >= SMALL_SIDE
     channels = _channels(state, foreign, file.path)
     spec, normalization, sentence = choose_preprocess(
         foreign, Input(channels=channels, photographs=photographs), file.preset or IMAGENET

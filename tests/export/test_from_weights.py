@@ -232,6 +232,9 @@ def test_a_resnet_of_small_images_is_told_from_one_of_photographs(tmp_path: Path
     foreign = ForeignConfig(labels=LABELS, val=str(digit_files), arch="resnet18")
     message = "they have the 3x3 stem of images below 64 pixels: give such an --image-size"
     refuse(path, foreign, WeightsError, message, tmp_path)
+    foreign = ForeignConfig(labels=LABELS, val=str(digit_files), arch="resnet18", image_size=32)
+    message = "no convention for networks of small images: give --mean and --std as they were trained with"
+    refuse(path, foreign, UsageError, message, tmp_path)
 
 
 def test_what_weights_do_not_say_must_be_told(run: Run, config: MakeConfig, tmp_path: Path) -> None:
