@@ -52,6 +52,7 @@ section { padding: 20px 22px; margin-top: 16px; }
 .warning ul { margin: 4px 0 0; padding-left: 20px; overflow-wrap: anywhere; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px 28px; }
 .pair.narrow { grid-template-columns: repeat(auto-fit, minmax(260px, 400px)); }
+.pair.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); }
 .wide-pair { display: flex; flex-wrap: wrap; gap: 24px 40px; align-items: flex-start; }
 .wide-pair > .scroll { max-width: 100%; }
 .wide-pair > div:last-child { flex: 1 1 240px; max-width: 420px; }

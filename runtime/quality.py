@@ -74,7 +74,8 @@ def reliability_part(panels: Sequence[tuple[str, Calibration]]) -> str:
         if part.images
     )
     numbers = table(("score", "images", "mean score", "accuracy"), rows, numbers_from=1)
-    return f'{_LEGEND}<div class="pair narrow">{drawn}<div><h3>In numbers</h3>{numbers}</div></div>'
+    kind = "narrow" if len(panels) == 1 else "three"
+    return f'{_LEGEND}<div class="pair {kind}">{drawn}<div><h3>In numbers</h3>{numbers}</div></div>'
 
 
 def plan_facts(plan: ExecutionPlan) -> dict[str, str]:

@@ -236,7 +236,7 @@ def evaluation(report: Evaluation) -> None:
         precision, recall = (
             "" if share is None else f"{share:.2%}" for share in (result.precision, result.recall)
         )
-        classes.add_row(result.label, f"{result.images:,}", f"{result.correct:,}", precision, recall)
+        classes.add_row(escape(result.label), f"{result.images:,}", f"{result.correct:,}", precision, recall)
     parts: list[Table | str] = [
         f"accuracy {found.accuracy:.2%} ({found.low:.2%} to {found.high:.2%}, 95 % interval), "
         f"{found.correct:,} of {found.images:,} images",
@@ -249,15 +249,16 @@ def evaluation(report: Evaluation) -> None:
     if wrong := most_confused(report.confusion, _FEW):
         pairs = table("most confused", "is", "called", "images", numbers=("images",))
         for pair in wrong:
-            pairs.add_row(pair.truth, pair.label, f"{pair.images:,}")
+            pairs.add_row(escape(pair.truth), escape(pair.label), f"{pair.images:,}")
         mistakes = table("surest mistakes", "file", "is", "called", "score", numbers=("score",))
         for mistake in report.worst[:_FEW]:
-            mistakes.add_row(mistake.path, mistake.truth, mistake.label, f"{mistake.score:.4f}")
+            names = (escape(name) for name in (mistake.path, mistake.truth, mistake.label))
+            mistakes.add_row(*names, f"{mistake.score:.4f}")
         parts += ["", pairs, "", mistakes]
     if report.unreadable:
         unread = table(f"not readable: {len(report.unreadable):,}", "file", "why")
         for file in report.unreadable[:_FEW]:
-            unread.add_row(file.path, file.error)
+            unread.add_row(escape(file.path), escape(file.error))
         parts += ["", unread]
     if report.missing_classes:
         parts += ["", f"no images of: {', '.join(report.missing_classes)}"]

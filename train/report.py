@@ -109,17 +109,28 @@ def _warnings(record: RunRecord) -> str:
 
 def _training_note(record: RunRecord) -> str:
     if record.selection is None:
-        return f"{_epochs(record.epochs)}; the weights are the last one's."
+        return f"{_epochs(record.epochs)}; the weights are the last one's.{_smoothing_note(record)}"
     chosen = record.selection
     return (
         f"{_epochs(record.epochs)}; the weights are those of epoch {chosen.epoch}. Epochs were measured on the "
         f"{chosen.images:,} validation images that chose; the accuracy above is that of the others."
+        f"{_smoothing_note(record)}"
+    )
+
+
+def _smoothing_note(record: RunRecord) -> str:
+    """Why the training loss stands above the other."""
+    share = record.config.label_smoothing
+    return (
+        f" The training loss is that of labels smoothed by {share:g}, so it never comes near 0."
+        if share
+        else ""
     )
 
 
 def _curves(record: RunRecord) -> str:
     history = record.history
-    trained = "training, augmented" + (", labels smoothed" if record.config.label_smoothing else "")
+    trained = "training, smoothed" if record.config.label_smoothing else "training, augmented"
     loss = line_chart(
         {
             trained: [epoch.train_loss for epoch in history],
@@ -147,7 +158,7 @@ def _curves(record: RunRecord) -> str:
     head = ("epoch", "training loss", "validation loss", "accuracy", "last rate", "seconds")
     numbers = table(head, rows, numbers_from=0)
     return (
-        f'<div class="pair narrow"><div>{loss}</div><div>{accuracy}</div><div>{rate}</div></div>'
+        f'<div class="pair three"><div>{loss}</div><div>{accuracy}</div><div>{rate}</div></div>'
         f'<details><summary>{_epochs(len(history))} in numbers</summary><div class="scroll">{numbers}</div></details>'
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from shipnet.runtime.render import table
@@ -18,7 +19,7 @@ def describe(found: Survey) -> list[Table | str]:
     numbers = ("training", "validation", "test")
     classes = table(found.data, "class", *numbers, numbers=numbers)
     for row in found.classes:
-        classes.add_row(row.label, f"{row.train:,}", f"{row.valid:,}", f"{row.test:,}")
+        classes.add_row(escape(row.label), f"{row.train:,}", f"{row.valid:,}", f"{row.test:,}")
     totals = (sum(getattr(row, split) for row in found.classes) for split in ("train", "valid", "test"))
     classes.add_section()
     classes.add_row("all", *(f"{total:,}" for total in totals))
@@ -29,7 +30,7 @@ def describe(found: Survey) -> list[Table | str]:
     if found.damaged:
         damaged = table(_title("cannot be read", found.damaged), "file", "why")
         for file in found.damaged[:_FEW]:
-            damaged.add_row(file.name, file.error)
+            damaged.add_row(escape(file.name), escape(file.error))
         parts += [damaged, ""]
     parts += _copies("the same image in several parts of the data: accuracy looks too good", found.leaks)
     parts += _copies("the same image in several classes: a label is wrong", found.conflicts)
@@ -42,7 +43,7 @@ def _copies(title: str, groups: Sequence[Copies]) -> list[Table | str]:
         return []
     rows = table(_title(title, groups), "images", "classes", "parts")
     for group in groups[:_FEW]:
-        rows.add_row(", ".join(group.names), ", ".join(group.labels), ", ".join(group.splits))
+        rows.add_row(*(escape(", ".join(words)) for words in (group.names, group.labels, group.splits)))
     return [rows, ""]
 
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from shipnet.cli import main
-from shipnet.runtime import Classifier
+from shipnet.runtime import Classifier, render
 from shipnet.runtime.calibration import calibration
 from shipnet.runtime.errors import DataError, UsageError
 from shipnet.runtime.evaluate import Evaluation, evaluate
@@ -158,3 +158,16 @@ def test_the_command_writes_the_page(digits_bundle: Path, folder: Path, tmp_path
     )
     assert done.exit_code == 0, done.output
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_names_like_markup_are_printed_as_they_are(
+    classifier: Classifier, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluate(classifier, folder)
+    labels = msgspec.structs.replace(found.classes[0], label="[red]")
+    mistake = msgspec.structs.replace(found.worst[0], path="[bold]a.png", label="[/]")
+    render.evaluation(msgspec.structs.replace(found, classes=(labels,), worst=(mistake,)))
+    printed = capsys.readouterr().out
+    assert "[red]" in printed
+    assert "[bold]a.png" in printed
+    assert "[/]" in printed

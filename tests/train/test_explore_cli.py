@@ -143,3 +143,11 @@ def test_show_on_sound_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_show_has_no_option_that_does_nothing() -> None:
     for option in ("--batch-size", "--max-lr", "--device"):
         assert invoke("show", option, "3").exit_code == 2
+
+
+def test_a_class_named_like_markup_is_printed_as_it_is(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder({"[red]": 6, "[bold]x": 6})
+    done = invoke("show", "--data", str(folder), "--out", str(tmp_path / "show.png"))
+    assert done.exit_code == 0, done.output
+    assert "[red] " in done.stdout
+    assert "[bold]x" in done.stdout
