@@ -30,6 +30,9 @@ _ONE_THREAD_BELOW_MS: Final = 1.0
 # Another precision than fp32 is taken where it needs at most this share of the time: less is noise.
 _WORTH_IT: Final = 0.95
 _RACE_RUNS: Final = 5
+# A race is over after so long, of rounds that were begun: to start fast matters more than to be sure.
+_RACE_MS: Final = 1000.0
+_RACE_IMAGES: Final = 8
 _LIBRARIES: Final = ("shipnet", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu")
 # TF32 rounds the inputs of convolutions to 10 bits, so that the network is not the one that was validated.
 _PROVIDER_OPTIONS: Final[dict[str, dict[str, str]]] = {
@@ -92,8 +95,9 @@ def resolve(
     Args:
         bundle: an opened bundle.
         device: "cpu", "cuda", or "auto": CUDA where it opens, else the CPU.
-        precision: of the variant, or "fastest": the certified one that takes the least time for a batch here, on
-            the device that runs fp32; fp32 itself where none is a twentieth faster.
+        precision: of the variant, or "fastest": the certified one that takes the least time here, on the device
+            that runs fp32; fp32 itself where none is a twentieth faster. The times stand in the plan; where two are
+            close, another start may choose the other, so name the precision where answers must stay the same.
         threads: that one batch uses on the CPU; None measures and chooses.
         batch_size: images that `predict` and `stream` run at a time.
         proc: where the proc file system lies, which tells what the CPU can do.
@@ -171,7 +175,7 @@ def open_engine(
 def _resolve_fastest(
     bundle: Bundle, *, device: str, threads: int | None, batch_size: int, proc: Path
 ) -> tuple[ExecutionPlan, Backend]:
-    """The certified variant that takes the least time for a batch on the device that runs fp32."""
+    """The certified variant that takes the least time on the device that runs fp32, and why the others were not."""
     opened = [resolve(bundle, device=device, threads=threads, batch_size=batch_size, proc=proc)]
     first = opened[0][0]
     passed_over = []
@@ -195,7 +199,8 @@ def _resolve_fastest(
                 passed_over.append(str(error))
                 continue
             opened.append((msgspec.structs.replace(plan, device_reason=first.device_reason), backend))
-        times = _race([backend for _, backend in opened], bundle, batch_size)
+        images = min(batch_size, _RACE_IMAGES)
+        times = _race([backend for _, backend in opened], bundle, images)
     except BaseException:
         for _, backend in opened:
             backend.close()
@@ -208,26 +213,35 @@ def _resolve_fastest(
             backend.close()
     plan, backend = opened[best]
     shown = ", ".join(f"{plan.precision} {ms:.3g} ms" for (plan, _), ms in zip(opened, times, strict=True))
-    reason = (
-        f"fastest: {shown} for {batch_size} images" if len(opened) > 1 else "fastest: no other may run here"
-    )
+    reason = f"fastest: {shown} for {images} images" if len(opened) > 1 else "fastest: no other may run here"
     return msgspec.structs.replace(plan, precision_reason="; ".join([reason, *passed_over])), backend
 
 
-def _race(backends: Sequence[Backend], bundle: Bundle, batch_size: int) -> list[float]:
-    """The median time of each for a batch of random pixels, in milliseconds: run in turn, after one to warm up."""
+def _race(backends: Sequence[Backend], bundle: Bundle, count: int) -> list[float]:
+    """The median time of each for so many images of random pixels, in milliseconds.
+
+    They run in turn, so that what else the machine does hits all alike: once to warm up, then five times, or as
+    often as a second allows, once at least.
+    """
     if len(backends) == 1:
         return [0.0]
     spec = bundle.manifest.input
-    shape = (batch_size, spec.height, spec.width, spec.channels)
+    shape = (count, spec.height, spec.width, spec.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     samples: list[list[float]] = [[] for _ in backends]
-    for _ in range(_RACE_RUNS + 1):
+    for backend in backends:
+        backend.run(images)
+    begun = time.perf_counter_ns()
+    while len(samples[0]) < _RACE_RUNS and (not samples[0] or _ms_since(begun) < _RACE_MS):
         for backend, taken in zip(backends, samples, strict=True):
             start = time.perf_counter_ns()
             backend.run(images)
-            taken.append((time.perf_counter_ns() - start) / 1e6)
-    return [statistics.median(taken[1:]) for taken in samples]
+            taken.append(_ms_since(start))
+    return [statistics.median(taken) for taken in samples]
+
+
+def _ms_since(start_ns: int) -> float:
+    return (time.perf_counter_ns() - start_ns) / 1e6
 
 
 def installed_versions(names: tuple[str, ...]) -> dict[str, str]:
