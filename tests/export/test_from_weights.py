@@ -249,6 +249,12 @@ def test_what_weights_do_not_say_must_be_told(run: Run, config: MakeConfig, tmp_
         refuse(path, config(**changes), UsageError, message, tmp_path)
 
 
+def test_finite_weights_that_overflow_are_refused(state: State, config: MakeConfig, tmp_path: Path) -> None:
+    huge = {**state, "head.1.weight": torch.full((10,), 3e38)}
+    message = r"weights\.pth: gives NaN or infinite logits on validation images"
+    refuse(saved(huge, tmp_path), config(), DataError, message, tmp_path)
+
+
 def test_labels_in_another_order_are_noticed(run: Run, config: MakeConfig, tmp_path: Path) -> None:
     moved = (*LABELS[1:], LABELS[0])
     message = r"weights\.safetensors: the labels seem to be in another order .*'1', is mostly '0'"
