@@ -249,7 +249,7 @@ def _reference(reference: Run, images: Images) -> Logits:
     expected = reference(images)
     if not np.isfinite(expected).all():
         raise ParityError(
-            "the validated network gives NaN or infinite logits on validation images: train again, or give other weights"
+            "the validated network gives NaN or infinite logits on validation images: train again or give other weights"
         )
     return expected
 
