@@ -26,6 +26,8 @@ METHODS: Final[tuple[Method, ...]] = ("minmax", "percentile", "entropy")
 Ranges = dict[str, tuple[float, float]]
 _BINS: Final = 2048  # on each side of zero
 _LEVELS: Final = 128  # that int8 has on one side of zero
+# Values that never exceed this count as zeros: bins as narrow as theirs are beyond float32.
+_NOTHING: Final = 1e-30
 _STRIDE: Final = 16  # between two clipping points that the entropy is computed at
 # Of the values of a tensor, that a range holds.
 # Source: H. Wu et al., "Integer Quantization for Deep Learning Inference", arXiv:2004.09602, section 5.2.
@@ -72,7 +74,7 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         peak = max(-low, high)
         if not self.top:
-            if not peak:
+            if peak < _NOTHING:
                 self.counts[_BINS] += values.size
                 return
             self.top = float(2.0 ** np.ceil(np.log2(peak)))

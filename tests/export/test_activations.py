@@ -87,6 +87,17 @@ def test_what_is_always_zero_has_an_empty_range() -> None:
     assert histogram.counts.sum() == 120
 
 
+def test_values_next_to_zero_are_no_trouble() -> None:
+    """Weight decay leaves layers whose activations are subnormal."""
+    histogram = filled(np.array([1e-40, -3e-42, 0.0], np.float32))
+    for method in METHODS:
+        low, high = histogram.range(method)
+        assert low == pytest.approx(-3e-42, rel=0.1)
+        assert high == pytest.approx(1e-40, rel=0.1)
+    histogram.add(NORMAL)
+    assert histogram.counts.sum() == 3 + len(NORMAL)
+
+
 def resnet_tensors() -> tuple[onnx.ModelProto, list[str]]:
     model = small_resnet.resnet_graph()
     return model, ranged_tensors(model, Recipe())
