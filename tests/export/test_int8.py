@@ -116,9 +116,8 @@ def test_the_reference_evaluator_agrees(
     graph = request.getfixturevalue(name)
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
     newer = onnx.load_from_string(graph)
-    newer.opset_import[
-        0
-    ].version = 19  # the oldest of the evaluator's DequantizeLinear, which computes the same
+    # The oldest of the evaluator's DequantizeLinear, which computes the same.
+    newer.opset_import[0].version = 19
     (expected,) = ReferenceEvaluator(newer).run(None, {INPUT: colours[:3]})
     assert np.abs(runner(graph)(colours[:3]) - expected).max() < 0.01 * np.abs(expected).max()
 

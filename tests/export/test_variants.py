@@ -129,6 +129,29 @@ def test_an_uncertified_variant_runs_where_it_is_asked_for_and_says_so(
         assert "int8-cpu is uncertified" in classifier.plan.precision_reason
 
 
+def test_the_command_makes_them_and_says_what_became_of_each(digits_run: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from shipnet.cli import main
+
+    options = [
+        "--variant",
+        "int8-cpu",
+        "--variant",
+        "fp16",
+        "--reduce-range",
+        "--accept-uncertified",
+        "--no-interop",
+    ]
+    options += ["--max-flip-rate", "int8-cpu=0.03", "--calibration-images", "64"]
+    done = CliRunner().invoke(main, ["export", str(digits_run), "--out", str(tmp_path / "bundle"), *options])
+    assert done.exit_code == 0, done.output
+    assert "int8-cpu: uncertified, accuracy" in done.stdout
+    assert "fp16: unproved, accuracy" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "bundle")
+    assert Bundle.open(tmp_path / "bundle").manifest.variant("int8-cpu").budget.max_flip_rate == 0.03
+
+
 def made(source: Source, fp32: Candidate, **changes: object) -> dict[str, Candidate | LeftOut]:
     config = msgspec.structs.replace(CONFIG, **changes)
     return {item.precision: item for item in make_variants(source, config, fp32, quiet)}
