@@ -174,9 +174,9 @@ def test_a_reference_that_is_not_finite_proves_nothing() -> None:
     def broken(images: Images) -> Logits:
         return np.full((len(images), 3), np.nan, np.float32)
 
-    with pytest.raises(ParityError, match="the trained network gives NaN"):
+    with pytest.raises(ParityError, match="the validated network gives NaN"):
         prove(broken, {}, chunks(), labels=("a", "b", "c"))
-    with pytest.raises(ParityError, match="the trained network gives NaN"):
+    with pytest.raises(ParityError, match="the validated network gives NaN"):
         compare_batches(broken, linear, IMAGES, (1,))
 
 
