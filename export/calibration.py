@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,6 +22,8 @@ from .onnx_graph import INPUT
 from .parity import Images
 from .rewrite import CannotMakeError
 from .source import Indices, OnProgress, Source
+
+logger = logging.getLogger(__name__)
 
 METHODS: Final[tuple[Method, ...]] = ("minmax", "percentile", "entropy")
 Ranges = dict[str, tuple[float, float]]
@@ -45,12 +48,12 @@ class Calibration:
     Attributes:
         ranges: for each method, the lowest and highest value that each tensor is given.
         images: that it was measured on.
-        unreadable: the names of those that could not be read and were passed over.
+        unreadable_images: how many more could not be read and were passed over; each is logged by its name.
     """
 
     ranges: dict[Method, Ranges]
     images: int
-    unreadable: tuple[str, ...]
+    unreadable_images: int
 
 
 @dataclass(slots=True)
@@ -200,7 +203,7 @@ def calibrate(
             for method in METHODS
         },
         images=len(chosen) - len(unreadable),
-        unreadable=tuple(unreadable),
+        unreadable_images=len(unreadable),
     )
 
 
@@ -227,8 +230,9 @@ def _readable(
             for index in part:
                 try:
                     image = pixels(source.calibration, source.spec, np.array([index]))
-                except ImageError:
+                except ImageError as error:
                     unreadable.append(source.calibration.names[index])
+                    logger.warning("left out of calibration: %s", error)
                 else:
                     yield image
     on_progress("calibrate", len(chosen), len(chosen))

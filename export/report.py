@@ -208,11 +208,12 @@ def _detail(item: Disagreement, scale: float) -> str:
 def _search(found: Search) -> str:
     """How an int8 variant was found."""
     methods = table(
-        ("ranges by", "other labels", "mean logit difference"),
+        ("ranges by", "other labels", "fall of accuracy", "mean logit difference"),
         (
             (
                 f"<b>{item.method}</b>, chosen" if item.method == found.method else item.method,
                 f"{item.flips:,}",
+                f"{item.top1_drop:+.2%}",
                 f"{item.difference:.2g}",
             )
             for item in found.methods
@@ -221,7 +222,8 @@ def _search(found: Search) -> str:
     )
     note = (
         f"Chosen on {found.images:,} images of the selection half; ranges were measured on "
-        f"{found.calibration_images:,} training images. "
+        f"{found.calibration_images:,} calibration images"
+        + (f" ({found.unreadable_images:,} more could not be read). " if found.unreadable_images else ". ")
         + ("Its budget holds there." if found.holds else "Its budget does not hold there.")
     )
     return section(f"How {found.precision} was found", methods + _steps(found), note=note)

@@ -100,6 +100,7 @@ class MethodTried(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     method: Method
     flips: int
+    top1_drop: float
     difference: float
 
 
@@ -128,7 +129,8 @@ class Search(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         images: of the selection half, that it was chosen on.
         calibration_images: that ranges were measured on.
-        unreadable: names of calibration images that could not be read.
+        unreadable_images: calibration images that could not be read and were passed over.
+        budget: that was to hold.
         methods: that were tried, and the one that agreed best.
         steps: layers that were tried in fp32, in that order; empty where the budget held at once.
         flips, top1_drop, difference: of the graph that was chosen.
@@ -138,7 +140,8 @@ class Search(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     precision: str
     images: int
     calibration_images: int
-    unreadable: tuple[str, ...]
+    unreadable_images: int
+    budget: Budget
     methods: tuple[MethodTried, ...]
     method: Method
     steps: tuple[Step, ...]
@@ -227,9 +230,15 @@ def search(
         precision=precision,
         images=len(selection.labels),
         calibration_images=calibration.images,
-        unreadable=calibration.unreadable,
+        unreadable_images=calibration.unreadable_images,
+        budget=budget,
         methods=tuple(
-            MethodTried(method=name, flips=trial.agreement.flips, difference=trial.agreement.difference)
+            MethodTried(
+                method=name,
+                flips=trial.agreement.flips,
+                top1_drop=trial.agreement.top1_drop,
+                difference=trial.agreement.difference,
+            )
             for name, trial in tried.items()
         ),
         method=method,

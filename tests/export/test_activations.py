@@ -189,14 +189,20 @@ def ranges(graph: onnx.ModelProto, source: Source, images: int = 512):  # type: 
     return calibrate(graph, ranged_tensors(graph, Recipe()), source, images=images, on_progress=quiet)
 
 
-def test_damaged_images_are_passed_over_and_named(graph: onnx.ModelProto, on_files: Source) -> None:
+def test_damaged_images_are_passed_over_and_named(
+    graph: onnx.ModelProto, on_files: Source, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = ranges(graph, on_files)
-    assert (whole.images, whole.unreadable) == (70, ())
+    assert (whole.images, whole.unreadable_images, caplog.messages) == (70, 0, [])
     files = on_files.calibration.sources
     files[3].write_bytes(files[3].read_bytes()[:40])
     files[66].unlink()
     found = ranges(graph, on_files)
-    assert (found.images, found.unreadable) == (68, ("3.png", "66.png"))
+    assert (found.images, found.unreadable_images) == (68, 2)
+    assert [Path(files[i]).name in text for i, text in zip((3, 66), caplog.messages, strict=True)] == [
+        True,
+        True,
+    ]
     left = on_files.calibration.subset(np.array([i for i in range(70) if i not in (3, 66)]))
     assert found.ranges == ranges(graph, dataclasses.replace(on_files, calibration=left)).ranges
 

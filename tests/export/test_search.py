@@ -57,7 +57,7 @@ def calibration(model: onnx.ModelProto) -> Calibration:
     return Calibration(
         ranges={method: {name: item.range(method) for name, item in found.items()} for method in METHODS},
         images=96,
-        unreadable=(),
+        unreadable_images=0,
     )
 
 
