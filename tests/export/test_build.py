@@ -17,6 +17,7 @@ from shipnet.cli import main
 from shipnet.export import ExportConfig, export
 from shipnet.export.build import REPORT
 from shipnet.export.parity_report import ParityReport
+from shipnet.export.report import EXPORT_REPORT
 from shipnet.export.torch_formats import as_function, open_pt2, open_torchscript
 from shipnet.runtime import Bundle, BundleError, Classifier, DataError, OutputError, ParityError
 from shipnet.runtime.manifest import decode
@@ -135,7 +136,7 @@ def test_over_budget_there_is_no_bundle_but_a_report(digits_run: Path, tmp_path:
     ) as caught:
         export(digits_run, ExportConfig(max_relative_difference=1e-12), out=out)
     assert isinstance(caught.value.report, ParityReport)
-    assert [path.name for path in tmp_path.iterdir()] == [REPORT]
+    assert {path.name for path in tmp_path.iterdir()} == {REPORT, EXPORT_REPORT}
     report = decode((tmp_path / REPORT).read_bytes(), ParityReport, where="report")
     worst = report.formats[0].worst[0]
     assert len(worst.reference_logits) == len(worst.exported_logits) == 10

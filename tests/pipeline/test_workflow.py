@@ -46,7 +46,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_leaves_everything_a_user_needs(out: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
-        *("run", "bundle", "samples", "bench.json", "verify.json", RECORD)
+        *("run", "bundle", "samples", "export-report.html", "bench.json", "verify.json", RECORD)
     }
     bundle = Bundle.open(out / "bundle")
     assert bundle.manifest.provenance.epochs == load_run(out / "run").record.epochs == 2

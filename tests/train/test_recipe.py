@@ -41,7 +41,7 @@ def test_the_notebook_is_the_default_on_mnist() -> None:
     assert (chosen.epochs, chosen.batch_size, chosen.max_lr) == (12, 256, 0.03)
     assert (chosen.pct_start, chosen.div_factor, chosen.final_div_factor) == (0.25, 25.0, 1e4)
     assert (chosen.base_momentum, chosen.max_momentum, chosen.beta2) == (0.85, 0.95, 0.99)
-    assert (chosen.crop_padding, chosen.label_smoothing, chosen.ema_decay) == (3 / 28, 0.0, 0.0)
+    assert (chosen.crop_padding, chosen.label_smoothing, chosen.ema_decay) == (2 / 28, 0.0, 0.0)
     assert (chosen.weight_decay, chosen.flip, chosen.lr_div) == (0.01, False, 1.0)
 
 

@@ -93,7 +93,7 @@ def test_photographs_train_from_files(make_folder: MakeFolder, tmp_path: Path) -
 def test_open_choices_come_from_the_data() -> None:
     data = load_data(DataConfig())
     resolved = resolve(TrainConfig(), data)
-    assert (resolved.arch, resolved.max_lr, resolved.batch_size) == ("mnist_resnet", 0.05, 64)
+    assert (resolved.arch, resolved.max_lr, resolved.batch_size) == ("mnist_resnet", 0.03, 64)
     assert (resolved.epochs, resolved.flip, resolved.workers) == (60, False, 0)
     assert resolve(resolved, data) == resolved
     assert resolve(TrainConfig(arch="resnet18"), data).max_lr == 0.002
