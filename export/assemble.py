@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from shipnet.runtime.bundle import MANIFEST, SEAL
+from shipnet.runtime.encoding import encode
 from shipnet.runtime.manifest import (
     FORMAT_VERSION,
-    Budget,
     FileEntry,
     InputSpec,
     Interop,
@@ -18,8 +18,8 @@ from shipnet.runtime.manifest import (
     Manifest,
     OutputSpec,
     Variant,
-    encode,
 )
+from shipnet.runtime.proofs import Budget
 from shipnet.runtime.storage import hash_file
 
 from .onnx_graph import INPUT, OUTPUT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shipnet.runtime.manifest import Budget, Parity
+from shipnet.runtime.proofs import Budget, Parity
 
 
 def breaches(parity: Parity, budget: Budget) -> Iterable[str]:

@@ -11,7 +11,8 @@ import torch
 
 from shipnet.runtime import Bundle, BundleError, Classifier, ParityError
 from shipnet.runtime.bundle import MANIFEST, SIGNATURE
-from shipnet.runtime.manifest import Interop, LeftOut, Variant, encode
+from shipnet.runtime.encoding import encode
+from shipnet.runtime.manifest import Interop, LeftOut, Variant
 from shipnet.runtime.pack import signature_of
 from shipnet.runtime.signing import Signer
 from shipnet.runtime.staging import locked, refuse_busy, staged_folder, write_file

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shipnet.runtime.errors import UsageError
-from shipnet.runtime.manifest import Budget
+from shipnet.runtime.proofs import Budget
 from shipnet.train.config import check_name, check_number
 
 # Beside fp32, which is always made.

@@ -105,7 +105,7 @@ def source_of(network: Network, config: ForeignConfig, *, name: str, told: Told)
     data = _data_name(root)
     selection, evidence = halves(valid, HALVES_SEED, name=data)
     logits = _run(network.reference, valid, network.spec, indices=selection, told=told)
-    _doubt(network, config, logits=logits, truths=valid.labels[selection], note=told.note)
+    doubts = _doubts(network, config, logits=logits, truths=valid.labels[selection], note=told.note)
     entries = (
         (name, int(label), found.headers[name].digest)
         for name, label in zip(found.images.names, found.images.labels, strict=True)
@@ -136,6 +136,7 @@ def source_of(network: Network, config: ForeignConfig, *, name: str, told: Told)
             train_images=None,
             validation_images=len(valid),
             unreadable_images=len(found.unreadable) + damaged,
+            doubts=doubts,
             recipe=None,
             seed=None,
             split_seed=HALVES_SEED,
@@ -205,8 +206,10 @@ def _run(
     return np.concatenate(rows)
 
 
-def _doubt(network: Network, config: ForeignConfig, *, logits: Logits, truths: Indices, note: OnNote) -> None:
-    """Refuses logits that speak against the network as it was described, unless they are accepted."""
+def _doubts(
+    network: Network, config: ForeignConfig, *, logits: Logits, truths: Indices, note: OnNote
+) -> tuple[str, ...]:
+    """What logits say against the network as it was described: refused, unless it is accepted."""
     if not np.isfinite(logits).all():
         raise DataError(
             f"{network.where}: gives NaN or infinite logits on validation images: "
@@ -223,6 +226,7 @@ def _doubt(network: Network, config: ForeignConfig, *, logits: Logits, truths: I
         f"the network as it was given: accuracy {found.accuracy:.2%} ({found.low:.2%} to {found.high:.2%}) on the "
         f"{found.images} images that may select; compare it with what you know of it"
     )
+    return () if doubt is None else (doubt,)
 
 
 def _calibration(

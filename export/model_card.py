@@ -70,6 +70,7 @@ def model_card(manifest: Manifest, classes: Sequence[ClassResult]) -> str:
             if temperature == 1.0
             else f", fitted: logits over {temperature:g}."
         ),
+        *(f"- **Accepted when it was made**: {doubt}" for doubt in provenance.doubts),
         f"- {provenance.unreadable_images:,} damaged images took no part."
         if provenance.unreadable_images
         else "",

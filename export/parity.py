@@ -11,14 +11,7 @@ from numpy.typing import NDArray
 from shipnet.runtime import ParityError
 from shipnet.runtime.accuracy import accuracy, paired_difference, share
 from shipnet.runtime.confusion import ClassResult
-from shipnet.runtime.manifest import (
-    BatchParity,
-    Budget,
-    Decisions,
-    Differences,
-    Invariance,
-    Parity,
-)
+from shipnet.runtime.proofs import BatchParity, Budget, Decisions, Differences, Invariance, Parity
 
 from .breaches import breaches, uncarried
 from .parity_report import Disagreement, FormatReport, ParityReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from shipnet.runtime.confusion import ClassResult
-from shipnet.runtime.manifest import Budget, Parity
+from shipnet.runtime.proofs import Budget, Parity
 
 
 class Disagreement(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from shipnet.runtime import ParityError, PreprocessSpec, preprocess
 from shipnet.runtime.backends.ort import PROVIDERS, OrtBackend
+from shipnet.runtime.encoding import encode
 from shipnet.runtime.evidence import (
     INDEX,
     LOGITS,
@@ -25,7 +26,7 @@ from shipnet.runtime.evidence import (
     logit_scale,
     tensor_sha256,
 )
-from shipnet.runtime.manifest import Variant, encode
+from shipnet.runtime.manifest import Variant
 from shipnet.runtime.preprocess import decoder_version, load_image
 from shipnet.runtime.replay import ask
 

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from shipnet.runtime import Bundle, Classifier, DeviceError
-from shipnet.runtime.manifest import Budget
 from shipnet.runtime.plan import resolve
+from shipnet.runtime.proofs import Budget
 from shipnet.train import pixels
 
 from .assemble import draft_manifest

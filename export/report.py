@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from shipnet.runtime.manifest import Accuracy, Interval, LeftOut, Parity, Variant
+from shipnet.runtime.manifest import LeftOut, Variant
 from shipnet.runtime.page import card, cards, page, section, table, tiles, warning
+from shipnet.runtime.proofs import Accuracy, Interval, Parity
 from shipnet.runtime.staging import write_file
 from shipnet.train import pixels
 
@@ -66,6 +67,7 @@ def export_report(source: Source, found: Findings) -> str:
     parts = (
         tiles(_figures(found)),
         warning("Not shipped", _refused(found)),
+        warning("Accepted by --accept-accuracy", source.provenance.doubts),
         warning("Shipped without being certified", _uncertified(found.variants)),
         _variants(found),
         section("What was run", _formats(found.report.formats), note=_HALVES),

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from shipnet.runtime.backends.ort import PROVIDERS, OrtBackend
 from shipnet.runtime.machine import available_cores
-from shipnet.runtime.manifest import Budget, Method
+from shipnet.runtime.manifest import Method
+from shipnet.runtime.proofs import Budget
 from shipnet.train import pixels
 from shipnet.train.images import IN_MEMORY_SIDE
 

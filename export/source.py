@@ -167,6 +167,7 @@ def _provenance(run: Run, data: Dataset) -> Provenance:
         train_images=len(data.train),
         validation_images=len(data.valid),
         unreadable_images=len(record.unreadable),
+        doubts=(),
         recipe=recipe,
         seed=record.config.seed,
         split_seed=record.evaluation.split_seed,

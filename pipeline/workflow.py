@@ -17,8 +17,8 @@ from PIL import Image
 from shipnet.export import ExportConfig, export
 from shipnet.runtime import Bundle, Classifier, ShipnetError
 from shipnet.runtime.benchmark import BenchReport, benchmark
+from shipnet.runtime.encoding import decode, encode
 from shipnet.runtime.machine import hardware
-from shipnet.runtime.manifest import decode, encode
 from shipnet.runtime.plan import installed_versions
 from shipnet.runtime.staging import staged_folder, write_file
 from shipnet.runtime.storage import hash_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from .manifest import Accuracy, Interval
+from .proofs import Accuracy, Interval
 
 _Z_95: Final = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 

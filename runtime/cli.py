@@ -301,7 +301,7 @@ def bench(
     from . import render
     from .benchmark import benchmark
     from .classifier import Classifier
-    from .manifest import encode
+    from .encoding import encode
     from .staging import write_file
 
     with Classifier.load(bundle, device=device, precision=precision, threads=threads) as classifier:

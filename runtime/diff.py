@@ -17,9 +17,9 @@ from .accuracy import accuracy, paired_difference, share
 from .classifier import Classifier
 from .errors import DataError, ImageError, OutputError, UsageError
 from .folder import find_files, printable
-from .manifest import Accuracy, Interval
 from .pairs import Decision, answers
 from .plan import ExecutionPlan
+from .proofs import Accuracy, Interval
 from .staging import staged_file
 
 Verdict = Literal["lost", "gained", "other"]

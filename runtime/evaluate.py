@@ -18,8 +18,8 @@ from .classifier import Classifier, Failure, Prediction
 from .confusion import ClassResult, Confusion, class_results, confusions
 from .errors import DataError
 from .folder import Found, find_files, printable
-from .manifest import Accuracy
 from .plan import ExecutionPlan
+from .proofs import Accuracy
 
 _WORST = 20
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from .archive import shown
 from .bundle import Bundle
+from .encoding import decode
 from .errors import BundleError
-from .manifest import Manifest, RelativePath, Sha256, decode
+from .manifest import Manifest, RelativePath, Sha256
 
 FOLDER: Final = "evidence/"
 INDEX: Final = "evidence/probes.json"

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
+from .encoding import decode
 from .errors import BundleError
 from .preprocess import PreprocessSpec
+from .proofs import Budget, Count, Parity, Positive
 
 FORMAT_VERSION = 1
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(gt=0)]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 RelativePath = Annotated[str, Meta(min_length=1, max_length=255)]
-Value = TypeVar("Value", bound=Struct)
 
 
 class InputSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,141 +43,6 @@ class Normalization(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-class Budget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an exported network may differ from the validated one before it is refused.
-
-    Attributes:
-        max_relative_difference: the largest absolute logit difference over the logits' scale; None: not
-            held, because the precision changes logits by its nature.
-        max_flip_rate: the share of images whose top-1 label may change. Zero holds the very images that
-            were compared; above zero it is a claim on images like them, so the interval's upper end must hold it.
-        max_top1_drop: the share of images by which accuracy may fall, held in the same way.
-    """
-
-    max_relative_difference: Annotated[float, Meta(ge=0.0)] | None
-    max_flip_rate: Fraction
-    max_top1_drop: Fraction
-
-
-class BatchParity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How far logits at one batch size are from PyTorch's, on real images.
-
-    Attributes:
-        max_difference, mean_difference: of absolute logit differences.
-        max_relative_difference: `max_difference` over the largest absolute logit of the reference.
-        not_finite: logits that are NaN or infinite; their difference counts as the largest float32.
-        flips: images whose top-1 label differs.
-    """
-
-    batch_size: Positive
-    images: Positive
-    max_difference: float
-    mean_difference: float
-    max_relative_difference: float
-    not_finite: Count
-    flips: Count
-
-
-class Accuracy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Top-1 accuracy with a 95 % Wilson score interval."""
-
-    images: Positive
-    correct: Count
-    accuracy: Fraction
-    low: Fraction
-    high: Fraction
-
-
-class Interval(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An estimate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Decisions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How an exported file decides on images of the evidence half, beside the validated network.
-
-    Attributes:
-        images: of the evidence half.
-        lost: right before, wrong now.
-        gained: wrong before, right now.
-        other: wrong before and now, with another label.
-        flip_rate: the share of all three, with a Wilson interval.
-        top1_drop: the accuracy lost, `(lost - gained) / images`, with Tango's interval for paired shares.
-        largest_flip_margin: of the flipped images the largest distance between the validated network's
-            two highest logits, over the logits' scale; 0 without flips.
-    """
-
-    images: Positive
-    lost: Count
-    gained: Count
-    other: Count
-    flip_rate: Interval
-    top1_drop: Interval
-    largest_flip_margin: float
-
-
-class Differences(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Quantiles, over the images compared, of an image's largest absolute logit difference.
-
-    Attributes:
-        scale: the largest absolute logit of the validated network.
-        not_finite: logits that are NaN or infinite; an image with one counts as the largest float32.
-    """
-
-    median: float
-    p90: float
-    p99: float
-    max: float
-    scale: float
-    not_finite: Count
-
-
-class Invariance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Whether an image's logits depend on what else is in its batch, and on its place there.
-
-    Attributes:
-        batch_sizes: that were tried, each with every image at every place.
-        images: how many.
-        max_relative_difference: to the image alone, over the logits' scale.
-        flips: images that got another label at some place.
-    """
-
-    batch_sizes: tuple[int, ...]
-    images: Positive
-    max_relative_difference: float
-    flips: Count
-
-
-class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one exported file proved on one device against the validated network.
-
-    Attributes:
-        device: on which the file ran.
-        batches: logits at each batch size that was tried.
-        images: validation images compared for their decision.
-        flips: how many of them got another top-1 label.
-        accuracy: of the exported file on the evidence half of the validation images.
-        reference_accuracy: of the validated network on the same images.
-        decisions: on the evidence half, in detail.
-        differences: over all images compared.
-        invariance: None where the file was run by PyTorch's loaders.
-    """
-
-    device: str
-    batches: tuple[BatchParity, ...]
-    images: Positive
-    flips: Count
-    top1_agreement: Fraction
-    accuracy: Accuracy
-    reference_accuracy: Accuracy
-    decisions: Decisions
-    differences: Differences
-    invariance: Invariance | None
 
 
 Method = Literal["minmax", "entropy", "percentile"]
@@ -274,6 +135,8 @@ class Provenance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         data: the data set's name: a built-in's, or the folder's own name.
         data_fingerprint: sha256 over every image's name, label and bytes.
         unreadable_images: damaged ones, which neither trained nor validated.
+        doubts: what speaks against network, labels or preprocessing as they were given, a sentence each, and was
+            accepted when the bundle was made.
         train_images: that the network learned from; None: unknown, it was not trained here.
         recipe: the training configuration, whole; None like `seed` and `epochs` where it was not trained here.
         split_seed: the seed of the split into selection and evidence half.
@@ -290,6 +153,7 @@ class Provenance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     train_images: Positive | None
     validation_images: Positive
     unreadable_images: Count
+    doubts: tuple[str, ...]
     recipe: dict[str, Any] | None
     seed: int | None
     split_seed: int
@@ -334,35 +198,6 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 return variant
         have = ", ".join(variant.precision for variant in self.variants)
         raise BundleError(f"{self.name}: no variant of precision {precision!r} in this bundle; it has {have}")
-
-
-def encode(value: Struct) -> bytes:
-    """A value as indented JSON that ends with a newline.
-
-    Raises:
-        ValueError: it holds NaN or an infinity, which JSON cannot say.
-    """
-    builtins = msgspec.to_builtins(value)
-    _refuse_not_finite(builtins, "$")
-    return msgspec.json.format(msgspec.json.encode(builtins), indent=2) + b"\n"
-
-
-def decode(data: bytes, kind: type[Value], *, where: str) -> Value:
-    """Reads a value from JSON, refusing what its type does not allow.
-
-    Args:
-        data: UTF-8 JSON.
-        kind: the Struct to read; unknown and missing fields are refused by name.
-        where: the file's name, for messages.
-
-    Raises:
-        BundleError: not JSON, a key twice, a field unknown, missing or of another type.
-    """
-    try:
-        plain = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-        return msgspec.convert(plain, kind)
-    except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
-        raise BundleError(f"{where}: {error}") from error
 
 
 def decode_manifest(data: bytes, *, where: str) -> Manifest:
@@ -442,27 +277,3 @@ def is_inside(path: str) -> bool:
     """Whether a manifest's path stays inside the bundle on every operating system."""
     parts = path.split("/")
     return all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", part) for part in parts) and len(parts) <= 3
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice")
-    return unique
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _refuse_not_finite(value: Any, where: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}, which JSON cannot say")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_not_finite(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _refuse_not_finite(item, f"{where}[{index}]")

@@ -9,9 +9,9 @@ from typing import Final
 from .calibration import Calibration
 from .charts import confusion_chart, reliability_chart
 from .confusion import ClassResult, Confusion, most_confused
-from .manifest import Accuracy
 from .page import table
 from .plan import ExecutionPlan
+from .proofs import Accuracy
 
 _PAIRS: Final = 10
 _LEGEND: Final = (

@@ -15,8 +15,10 @@ from rich.table import Table
 
 from .bundle import Bundle
 from .confusion import most_confused
-from .manifest import Manifest, Parity, encode
+from .encoding import encode
+from .manifest import Manifest
 from .plan import ExecutionPlan
+from .proofs import Parity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,6 +160,7 @@ def bundle(opened: Bundle) -> None:
             "data",
             f"{made.data}: {_or_unknown(made.train_images)} training, {made.validation_images:,} validation images",
         ),
+        *(("accepted", doubt) for doubt in made.doubts),
         ("training", "not shipnet's" if made.epochs is None else f"{made.epochs} epochs, seed {made.seed}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),
         ("git commit", made.git_commit or "unknown"),

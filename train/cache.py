@@ -25,8 +25,10 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from shipnet.runtime.encoding import decode
 from shipnet.runtime.errors import BundleError
-from shipnet.runtime.manifest import Count, Sha256, decode
+from shipnet.runtime.manifest import Sha256
+from shipnet.runtime.proofs import Count
 
 from .images import READING_THREADS
 

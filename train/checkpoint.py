@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from shipnet.runtime.encoding import decode, encode
 from shipnet.runtime.errors import BundleError, OutputError, ShipnetError
-from shipnet.runtime.manifest import Normalization, Sha256, decode, encode
+from shipnet.runtime.manifest import Normalization, Sha256
 from shipnet.runtime.staging import write_file
 
 from .config import TrainConfig

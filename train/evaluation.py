@@ -16,8 +16,8 @@ from shipnet.runtime.accuracy import accuracy
 from shipnet.runtime.calibration import Calibration, calibration
 from shipnet.runtime.classifier import softmax
 from shipnet.runtime.confusion import ClassResult, Confusion, class_results, confusions
-from shipnet.runtime.manifest import Accuracy
 from shipnet.runtime.preprocess import PreprocessSpec
+from shipnet.runtime.proofs import Accuracy
 
 from .feeds import Batch
 from .images import Dataset, ImageSet, pixels

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta, Struct
 
+from shipnet.runtime.encoding import decode, encode
 from shipnet.runtime.errors import BundleError, ShipnetError
-from shipnet.runtime.manifest import Sha256, decode, encode
+from shipnet.runtime.manifest import Sha256
 from shipnet.runtime.preprocess import PreprocessSpec
 
 from .config import Keep, TrainConfig

@@ -7,7 +7,7 @@ import pytest
 
 from shipnet.export.breaches import breaches, uncarried
 from shipnet.runtime.accuracy import accuracy, paired_difference, share
-from shipnet.runtime.manifest import BatchParity, Budget, Decisions, Differences, Invariance, Parity
+from shipnet.runtime.proofs import BatchParity, Budget, Decisions, Differences, Invariance, Parity
 
 BUDGET = Budget(max_relative_difference=0.01, max_flip_rate=0.02, max_top1_drop=0.01)
 FREE = msgspec.structs.replace(BUDGET, max_relative_difference=None)

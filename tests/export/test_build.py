@@ -20,7 +20,7 @@ from shipnet.export.parity_report import ParityReport
 from shipnet.export.report import EXPORT_REPORT
 from shipnet.export.torch_formats import as_function, open_pt2, open_torchscript
 from shipnet.runtime import Bundle, BundleError, Classifier, DataError, OutputError, ParityError
-from shipnet.runtime.manifest import decode
+from shipnet.runtime.encoding import decode
 from shipnet.train import Run, RunError, load_data, load_run, pixels
 
 

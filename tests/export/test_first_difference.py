@@ -21,7 +21,7 @@ from shipnet.export.onnx_graph import exported_program, to_onnx
 from shipnet.export.parity_report import FirstDifference, ParityReport
 from shipnet.export.source import Source, from_run
 from shipnet.runtime import ParityError
-from shipnet.runtime.manifest import decode
+from shipnet.runtime.encoding import decode
 from shipnet.train import load_run
 
 Images = NDArray[np.uint8]

@@ -263,6 +263,12 @@ def test_labels_in_another_order_are_noticed(
     bundle = export_onnx(path, foreign(labels=moved, accept_accuracy=True), out=out, on_note=notes.append)
     assert bundle.manifest.labels == moved
     assert any(note.startswith("WARNING, accepted by --accept-accuracy: the labels seem") for note in notes)
+    [doubt] = bundle.manifest.provenance.doubts
+    assert doubt.startswith("the labels seem to be in another order")
+    assert f"**Accepted when it was made**: {doubt}" in bundle.read("README.md").decode()
+    assert "Accepted by --accept-accuracy" in (out.parent / "export-report.html").read_text()
+    printed = CliRunner().invoke(main, ["inspect", str(out)], catch_exceptions=False).output
+    assert "accepted" in printed and "the labels seem" in printed
 
 
 def test_a_network_that_guesses_is_refused_unless_that_is_accepted(

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from shipnet.export.parity import Chunk, Exported, compare_batches, compare_places, prove
 from shipnet.export.parity_report import ParityReport
 from shipnet.runtime import ParityError
-from shipnet.runtime.manifest import Budget, decode, encode
+from shipnet.runtime.encoding import decode, encode
+from shipnet.runtime.proofs import Budget
 
 Images = NDArray[np.uint8]
 Logits = NDArray[np.float32]

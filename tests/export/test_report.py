@@ -23,7 +23,7 @@ from shipnet.export.report import EXPORT_REPORT
 from shipnet.export.search import QuantizationReport
 from shipnet.export.source import from_run
 from shipnet.runtime import Bundle, ParityError
-from shipnet.runtime.manifest import decode
+from shipnet.runtime.encoding import decode
 from shipnet.runtime.thumbnails import data_uri
 from shipnet.train import load_data, load_run, pixels
 

@@ -27,7 +27,8 @@ from shipnet.export.search import (
     select,
 )
 from shipnet.export.source import Source, from_run
-from shipnet.runtime.manifest import Budget, decode, encode
+from shipnet.runtime.encoding import decode, encode
+from shipnet.runtime.proofs import Budget
 from shipnet.train import load_run
 
 RECIPE = Recipe()

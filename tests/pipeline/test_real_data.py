@@ -8,8 +8,8 @@ import pytest
 
 from shipnet.export.parity_report import ParityReport
 from shipnet.runtime import Classifier
+from shipnet.runtime.encoding import decode
 from shipnet.runtime.evaluate import evaluate
-from shipnet.runtime.manifest import decode
 from shipnet.train import DataConfig, TrainConfig, load_run
 from shipnet.workflow import Outcome, PipelineConfig, run_pipeline
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from shipnet.cli import main
 from shipnet.runtime import Bundle, Classifier
 from shipnet.runtime.benchmark import BenchReport
-from shipnet.runtime.manifest import decode
+from shipnet.runtime.encoding import decode
 from shipnet.train import TrainConfig, load_run
 from shipnet.train.events import EpochDone
 from shipnet.workflow import RECORD, PipelineConfig, run_pipeline

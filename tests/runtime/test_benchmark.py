@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from shipnet.runtime import Classifier
 from shipnet.runtime.benchmark import BenchReport, benchmark, summarize
+from shipnet.runtime.encoding import decode, encode
 from shipnet.runtime.errors import ImageError, UsageError
 from shipnet.runtime.machine import hardware
-from shipnet.runtime.manifest import decode, encode
 
 
 @pytest.fixture(scope="module")

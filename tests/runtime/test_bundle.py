@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from shipnet.runtime import Bundle, BundleError
-from shipnet.runtime.manifest import FORMAT_VERSION, decode_manifest, encode, is_inside
+from shipnet.runtime.encoding import encode
+from shipnet.runtime.manifest import FORMAT_VERSION, decode_manifest, is_inside
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:

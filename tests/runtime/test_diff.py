@@ -24,8 +24,8 @@ from shipnet.runtime import Bundle, Classifier
 from shipnet.runtime.accuracy import paired_difference, wilson_interval
 from shipnet.runtime.diff import Diff, diff, write_csv
 from shipnet.runtime.diff_page import diff_page
+from shipnet.runtime.encoding import decode, encode
 from shipnet.runtime.errors import DataError, UsageError
-from shipnet.runtime.manifest import decode, encode
 
 
 def invoke(*arguments: object) -> Result:

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from shipnet.cli import main
 from shipnet.runtime import Classifier, render
 from shipnet.runtime.calibration import calibration
+from shipnet.runtime.encoding import decode, encode
 from shipnet.runtime.errors import DataError, UsageError
 from shipnet.runtime.evaluate import Evaluation, evaluate
 from shipnet.runtime.evaluate_page import evaluate_page
-from shipnet.runtime.manifest import decode, encode
 
 
 @pytest.fixture(scope="module")

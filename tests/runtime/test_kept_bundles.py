@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from shipnet.cli import main
 from shipnet.runtime import Bundle, Classifier
 from shipnet.runtime.bundle import SIGNATURE
+from shipnet.runtime.encoding import encode
 from shipnet.runtime.evidence import Probes, load_probes, logit_scale
-from shipnet.runtime.manifest import FORMAT_VERSION, Variant, decode_manifest, encode
+from shipnet.runtime.manifest import FORMAT_VERSION, Variant, decode_manifest
 from shipnet.runtime.pack import pack
 from shipnet.runtime.verify import verify
 

@@ -19,8 +19,9 @@ from shipnet.export.assemble import list_files, seal
 from shipnet.export.probes import pack
 from shipnet.runtime import Bundle, BundleError, Classifier, DeviceError, UsageError
 from shipnet.runtime.backends.ort import OrtBackend
+from shipnet.runtime.encoding import encode
 from shipnet.runtime.evidence import INDEX, LOGITS, TENSORS, answers, load_probes, tensor_sha256
-from shipnet.runtime.manifest import Manifest, Variant, decode_manifest, encode
+from shipnet.runtime.manifest import Manifest, Variant, decode_manifest
 from shipnet.runtime.replay import ask
 from shipnet.runtime.verify import Verification, verify
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from shipnet.runtime.manifest import decode, encode
+from shipnet.runtime.encoding import decode, encode
 from shipnet.train import RunError, RunRecord, load_data, load_run, pixels
 from shipnet.train.report import REPORT
 from shipnet.train.run import CURVES, HISTORY, RECORD, WEIGHTS

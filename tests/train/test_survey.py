@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shipnet.runtime.manifest import decode, encode
+from shipnet.runtime.encoding import decode, encode
 from shipnet.train import DataConfig, load_data
 from shipnet.train.survey import Survey, survey
 
