@@ -44,7 +44,7 @@ def own_epoch() -> float:
             seconds.append(event.wall_s)
 
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(data=DataConfig(data="mnist"), arch="mnist_resnet", epochs=1, max_lr=0.05)
+        config = TrainConfig(data=DataConfig(data="mnist"), arch="mnist_resnet", epochs=1, batch_size=512)
         fit(config, Path(folder) / "run", on_event=note)
     return seconds[0]
 
