@@ -1,4 +1,4 @@
-"""Networks that were not trained by shipnet, and the labelled images that they are proved on."""
+"""Networks that several tests export, and the images that they are proved on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+import small_resnet
 from foreign_nets import LABELS, MEAN, SIDE, STD, LinearDigits, train_linear
 from shipnet.export import ForeignConfig
 from shipnet.train import DataConfig, load_data
@@ -66,3 +68,18 @@ def foreign(coloured_files: Path) -> MakeConfig:
 def drawn() -> np.ndarray:  # type: ignore[type-arg]
     """Pixels that are no digits: uint8 (9, 8, 8, 3)."""
     return np.random.default_rng(1).integers(0, 256, (9, SIDE, SIDE, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def colours() -> NDArray[np.uint8]:
+    return small_resnet.colours()
+
+
+@pytest.fixture(scope="session")
+def resnet_onnx() -> bytes:
+    return small_resnet.resnet_onnx()
+
+
+@pytest.fixture(scope="module")
+def resnet_graph() -> onnx.ModelProto:
+    return small_resnet.resnet_graph()

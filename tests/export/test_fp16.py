@@ -9,26 +9,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-import small_resnet
 from shipnet.export.fp16 import fragile_nodes, to_fp16
 from shipnet.export.onnx_graph import INPUT, OUTPUT
 from shipnet.export.rewrite import CannotMakeError, prefix, prepared
 from shipnet.export.search import runner
-
-
-@pytest.fixture(scope="module")
-def colours() -> NDArray[np.uint8]:
-    return small_resnet.colours()
-
-
-@pytest.fixture(scope="module")
-def resnet_onnx() -> bytes:
-    return small_resnet.resnet_onnx()
-
-
-@pytest.fixture(scope="module")
-def resnet_graph() -> onnx.ModelProto:
-    return small_resnet.resnet_graph()
 
 
 @pytest.fixture(scope="module")

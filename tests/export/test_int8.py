@@ -13,28 +13,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-import small_resnet
 from shipnet.export.calibration import Ranges, measure
 from shipnet.export.int8 import Recipe, quantizable, quantize, ranged_tensors
 from shipnet.export.onnx_graph import INPUT, OUTPUT
 from shipnet.export.rewrite import WEIGHTED, norms_as_convolutions, prepared
 from shipnet.export.search import runner
-
-
-@pytest.fixture(scope="module")
-def colours() -> NDArray[np.uint8]:
-    return small_resnet.colours()
-
-
-@pytest.fixture(scope="module")
-def resnet_onnx() -> bytes:
-    return small_resnet.resnet_onnx()
-
-
-@pytest.fixture(scope="module")
-def resnet_graph() -> onnx.ModelProto:
-    return small_resnet.resnet_graph()
-
 
 CPU, TENSORRT = Recipe(), Recipe(symmetric=True)
 REDUCED = Recipe(reduce_range=True)

@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-import small_resnet
 from shipnet.export.onnx_graph import INPUT, OUTPUT
 from shipnet.export.rewrite import (
     CannotMakeError,
@@ -23,21 +22,6 @@ from shipnet.export.rewrite import (
     prepared,
 )
 from shipnet.export.search import runner
-
-
-@pytest.fixture(scope="module")
-def colours() -> NDArray[np.uint8]:
-    return small_resnet.colours()
-
-
-@pytest.fixture(scope="module")
-def resnet_onnx() -> bytes:
-    return small_resnet.resnet_onnx()
-
-
-@pytest.fixture(scope="module")
-def resnet_graph() -> onnx.ModelProto:
-    return small_resnet.resnet_graph()
 
 
 def kinds(graph: onnx.GraphProto) -> Counter[str]:

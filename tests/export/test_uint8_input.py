@@ -8,21 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-import small_resnet
 from shipnet.export.onnx_graph import INPUT, OUTPUT
 from shipnet.export.search import runner
 from shipnet.export.uint8_input import read_uint8
-
-
-@pytest.fixture(scope="module")
-def colours() -> NDArray[np.uint8]:
-    return small_resnet.colours()
-
-
-@pytest.fixture(scope="module")
-def resnet_graph() -> onnx.ModelProto:
-    return small_resnet.resnet_graph()
-
 
 Step = tuple[str, NDArray[np.float32]]
 
