@@ -47,7 +47,7 @@ def test_the_notebook_is_the_default_on_mnist() -> None:
 
 def test_fast_takes_fewer_epochs() -> None:
     chosen = resolve(TrainConfig(recipe="fast"), as_large_as_mnist())
-    assert (chosen.epochs, chosen.batch_size, chosen.max_lr) == (7, 128, 0.02)
+    assert (chosen.epochs, chosen.batch_size, chosen.max_lr) == (8, 128, 0.02)
     assert (chosen.pct_start, chosen.crop_padding, chosen.label_smoothing) == (0.15, 2 / 28, 0.0)
 
 
