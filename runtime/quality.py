@@ -65,7 +65,7 @@ def reliability_part(panels: Sequence[tuple[str, Calibration]]) -> str:
     )
     rows = (
         (
-            f"{part.low:.2f} to {part.high:.2f}",
+            f"{part.low:.2f}\u00a0to\u00a0{part.high:.2f}",
             f"{part.images:,}",
             f"{part.score:.3f}",
             f"{part.accuracy:.3f}",

@@ -203,7 +203,7 @@ def _temperature_note(found: RunEvaluation) -> str:
 def _reliability(found: RunEvaluation) -> str:
     panels = [("As they are" if found.temperature == 1.0 else "Without the temperature", found.uncalibrated)]
     if found.temperature != 1.0:
-        panels.append((f"With the temperature {found.temperature:.4g}", found.calibrated))
+        panels.append(("With the temperature", found.calibrated))
     return reliability_part(panels)
 
 
