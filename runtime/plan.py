@@ -303,18 +303,17 @@ def _choose_threads(backend: Backend, bundle: Bundle, threads: int | None, cores
         return 1, "one core is available"
     spec = bundle.manifest.input
     image = np.zeros((1, spec.height, spec.width, spec.channels), dtype=np.uint8)
-    latency_ms = _median_ms(backend, image)
-    if latency_ms < _ONE_THREAD_BELOW_MS:
+    if _is_quick(backend, image):
         return 1, f"measured: one image takes under {_ONE_THREAD_BELOW_MS:g} ms on one thread"
     return cores, f"measured: one image takes over {_ONE_THREAD_BELOW_MS:g} ms on one thread"
 
 
-def _median_ms(backend: Backend, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> float:
-    """The median latency of five runs after one that warms up, in milliseconds; of one where that is plain enough."""
+def _is_quick(backend: Backend, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bool:
+    """Whether the median of five runs, after one that warms up, is below the threshold; three that agree decide it."""
     backend.run(images)
-    samples: list[float] = []
-    while len(samples) < 5 and (not samples or samples[0] < 5 * _ONE_THREAD_BELOW_MS):
+    quick: list[bool] = []
+    while max(quick.count(True), quick.count(False)) < 3:
         start = time.perf_counter_ns()
         backend.run(images)
-        samples.append((time.perf_counter_ns() - start) / 1e6)
-    return statistics.median(samples)
+        quick.append(time.perf_counter_ns() - start < _ONE_THREAD_BELOW_MS * 1e6)
+    return quick.count(True) == 3
