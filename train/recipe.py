@@ -126,13 +126,7 @@ def fast(facts: Facts) -> Recipe:
     epochs that five seeds could show, or cost accuracy; see docs/measurements.md.
     """
     by_steps = min(max(7, round(FAST_STEPS / facts.steps)), 30) if facts.in_memory else 10
-    return Recipe(
-        epochs=facts.epochs or by_steps,
-        max_lr=facts.max_lr,
-        batch_size=facts.batch_size,
-        flip=facts.mirrored,
-        crop_padding=facts.crop_padding,
-    )
+    return msgspec.structs.replace(notebook(facts), epochs=facts.epochs or by_steps)
 
 
 def photo(facts: Facts) -> Recipe:
