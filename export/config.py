@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from shipnet.runtime.encoding import Fraction
 from shipnet.runtime.errors import UsageError
 from shipnet.runtime.proofs import Budget
 from shipnet.train.config import check_name, check_number
@@ -27,9 +28,8 @@ DEFAULT_BUDGETS: Final = {
 # What `verify` allows on another machine, over the logits' scale; int8 rounds to other steps with other kernels.
 REPLAY_TOLERANCE: Final = {"fp32": 1e-4, "fp16": 0.02, "int8-cpu": 0.05, "int8-tensorrt": 0.05}
 
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 # A share for one precision, such as ("int8-cpu", 0.01).
-Limit = tuple[str, Share]
+Limit = tuple[str, Fraction]
 
 
 class ExportConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

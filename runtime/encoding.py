@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .errors import BundleError
 
 Value = TypeVar("Value", bound=Struct)
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 def encode(value: Struct) -> bytes:

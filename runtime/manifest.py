@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from .encoding import decode
+from .encoding import Count, Positive, decode
 from .errors import BundleError
 from .preprocess import PreprocessSpec
-from .proofs import Budget, Count, Parity, Positive
+from .proofs import Budget, Parity
 
 FORMAT_VERSION = 1
 

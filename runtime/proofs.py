@@ -6,9 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(gt=0)]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+from .encoding import Count, Fraction, Positive
 
 
 class Budget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

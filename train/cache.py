@@ -25,10 +25,9 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from shipnet.runtime.encoding import decode
+from shipnet.runtime.encoding import Count, decode
 from shipnet.runtime.errors import BundleError
 from shipnet.runtime.manifest import Sha256
-from shipnet.runtime.proofs import Count
 
 from .images import READING_THREADS
 
